@@ -61,10 +61,8 @@ pub(super) fn goes_on(server: &Server, request: &PollRequest) -> bool {
 
 /// True if what follows the job `id` was taken up.
 fn is_past(server: &Server, id: &str) -> bool {
-    let last = server.last_job();
-    let job = server.spec.job.as_ref().filter(|job| job.id == id);
-    job.zip(last)
-        .is_some_and(|(job, last)| job.followed_by(&last.id).is_some())
+    let is_its = server.spec.job.as_ref().is_some_and(|job| job.id == id);
+    is_its && server.follow_up().is_some()
 }
 
 /// True if the session is the one that `then` was decided for, and nobody else claims to be it.
@@ -121,14 +119,13 @@ fn next_command(server: &Server, last: &str) -> Option<Command> {
         // What is left of a job is another job.
         .filter(|job| is_understood(job) && !crate::lenient::is_marked(server))?;
     let known = status.and_then(|status| status.job.as_ref());
-    if let Some((way, leaving)) = known.and_then(|known| job.left_after(known)) {
+    if let Some((way, leaving)) = server.told_to_leave() {
         return (way.id != last && !leaving.said).then(|| leave(job, way));
     }
-    let leaves = job.leave.as_ref().is_some_and(|leave| leave.id == last);
-    if job.id == last || leaves || job.followed_by(last).is_some() {
+    if job.is_called(last) {
         return None;
     }
-    if let Some(then) = known.and_then(|known| job.followed_by(&known.id)) {
+    if let Some(then) = server.follow_up() {
         // Its beginning is past, for this session and for any other.
         let waits = known.is_some_and(|known| !known.done);
         return (waits && may_have(server, then)).then(|| follow(job, then));
@@ -268,7 +265,7 @@ pub(super) fn news(server: &Server, request: &PollRequest, due: bool) -> Option<
         .and_then(|job| job.leave.as_ref())
         .is_some_and(|leave| leave.id == *id)
     {
-        let written = known.filter(|known| placed.is_some_and(|job| job.left_after(known).is_some()));
+        let written = known.filter(|_| server.told_to_leave().is_some());
         return written.and_then(|known| left(known, request));
     }
     let status = match &request.outcome {

@@ -86,7 +86,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
     draft.is_not_delayed();
     if is_silent && draft.session().is_none() {
         power::manage(draft, &reach);
-        power::waits_for_bmc(draft, "the image is written");
+        power::waits_for_bmc(draft, &reach, "the image is written");
         return;
     }
     match admit(draft) {

@@ -109,11 +109,10 @@ pub(super) fn power_off(draft: &mut Draft<'_>) {
 }
 
 fn by_bmc(draft: &mut Draft<'_>) {
-    if let Some(why) = power::unknown_power(draft) {
+    if power::is_unknown(draft) {
         // Asked again for the next attempt.
         draft.call(BmcCall::ReadPower);
-        let why = power::unknown_because(&why);
-        draft.powerless = Some(why.clone());
+        let why = power::says_no_power(draft, &Reach::Bmc);
         draft.fail(ErrorType::PowerManagement, why);
         return;
     }
@@ -134,7 +133,7 @@ fn by_bmc(draft: &mut Draft<'_>) {
 }
 
 fn in_band(draft: &mut Draft<'_>) {
-    let id = jobs::operation(draft, "off-to-delete", None, draft.old.error_count);
+    let id = jobs::operation(draft.uid(), "off-to-delete", None, draft.old.error_count);
     let is_off = |server: &Server| jobs::look(server, |job| job == id) == Job::Done;
     if draft.server().is_some_and(is_off) {
         draft.enter(State::Deleting);

@@ -55,9 +55,8 @@ fn is_outdated(draft: &Draft<'_>) -> bool {
     let open = draft.server().filter(is_open);
     open.and_then(|server| server.spec.job.as_ref())
         .is_some_and(|job| {
-            let ours = job.id.starts_with(&format!("{}{DEPROVISION}-", jobs::OURS));
             matches!(job.action, JobAction::Clean | JobAction::Write)
-                && (!ours || guard::untouchable(draft.host).is_some())
+                && (!jobs::is_to(&job.id, DEPROVISION) || guard::untouchable(draft.host).is_some())
         })
 }
 
@@ -114,7 +113,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         }
         return;
     }
-    let operation = jobs::operation(draft, DEPROVISION, Some(start), draft.old.error_count);
+    let operation = jobs::operation(draft.uid(), DEPROVISION, Some(start), draft.old.error_count);
     if provisioning::is_cleaned(draft) {
         clean(draft, &reach, &operation);
     } else {
@@ -157,8 +156,7 @@ fn clean(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
             Job::Absent | Job::Pending => {}
         }
     }
-    let then = "its disks are cleaned";
-    let Some((server, _)) = ramdisk::ready(draft, reach, operation, ErrorType::Provisioning, then) else {
+    let Some((server, _)) = ramdisk::ready(draft, reach, operation, "its disks are cleaned") else {
         return;
     };
     let Some(inventory) = report::inventory(draft, server, "they are cleaned") else {
@@ -253,28 +251,20 @@ fn stop(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
                 ..Default::default()
             },
         ),
-        None => {
-            if draft.waited(WaitReason::Bmc, ramdisk::BOOT_DEADLINE) {
-                let why = power::says_no_power(draft, reach);
-                draft.fail(ErrorType::Provisioning, why);
-            } else if draft.powerless.is_some() {
-                let then = match stays_on {
-                    true => "the ramdisk replaces its running system",
-                    false => "it is powered off",
-                };
-                draft.wait_for(
-                    WaitReason::Bmc,
-                    format!("waits for the BMC to report the power state; next: {then}"),
-                );
-            }
+        None if draft.powerless.is_some() || draft.waited(WaitReason::Bmc, ramdisk::BOOT_DEADLINE) => {
+            let then = match stays_on {
+                true => "the ramdisk replaces its running system",
+                false => "it is powered off",
+            };
+            ramdisk::bmc_overdue(draft, reach, then);
         }
+        None => {}
     }
 }
 
 /// What runs ends as the ramdisk takes its place.
 fn ends_in_ramdisk(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
-    let then = "the host is released without cleaning";
-    ramdisk::ready(draft, reach, operation, ErrorType::Provisioning, then);
+    ramdisk::ready(draft, reach, operation, "the host is released without cleaning");
 }
 
 /// True if somebody wants the host let go with its disks as they are.
@@ -287,28 +277,29 @@ pub(super) fn is_released(draft: &Draft<'_>) -> bool {
 /// What is left where a cleaning is not wanted any more, or failed. Of a job that stands for a session that is here nobody knows that it
 /// was not given a moment ago.
 fn residue_of_cleaning(draft: &Draft<'_>) -> Residue {
-    let begun = jobs::begun(draft, DEPROVISION, draft.begun().map(Timestamp::as_second));
-    residue_of(draft, |job| jobs::is_cleaning(job, &begun))
+    residue_of(draft, |_| false)
 }
 
 /// The same where the host goes as it is, in the middle of being given an image perhaps. An image that was written to its end is what it ran.
 fn residue_as_it_is(draft: &Draft<'_>) -> Residue {
     let history = draft.old.operation_history.as_ref();
     let given = history.and_then(|history| history.provision.as_ref()?.start.as_ref());
-    let provisioning = jobs::begun(draft, jobs::PROVISION, given.map(|start| start.0.as_second()));
+    let given = given.map(|start| start.0.as_second());
+    let provisioning = jobs::begun(draft.uid(), jobs::PROVISION, given);
     let gives = |job: &str| job.starts_with(&provisioning) && jobs::operation_of(job).is_some();
     let last = draft.server().and_then(Server::last_job);
     let is_over = last.is_some_and(|last| {
         let is_written = last.done && last.error.is_empty() && !jobs::is_cleaning(&last.id, &provisioning);
         gives(&last.id) && (is_written || last.failure == Some(Failure::Outdated))
     });
-    let begun = jobs::begun(draft, DEPROVISION, draft.begun().map(Timestamp::as_second));
-    residue_of(draft, |job| {
-        jobs::is_cleaning(job, &begun) || (!is_over && gives(job))
-    })
+    residue_of(draft, |job| !is_over && gives(job))
 }
 
-fn residue_of(draft: &Draft<'_>, is_it: impl Fn(&str) -> bool) -> Residue {
+/// What is left by the cleaning, or else by a job that `gives` the host an image, if one of them may have begun.
+fn residue_of(draft: &Draft<'_>, gives: impl Fn(&str) -> bool) -> Residue {
+    let begun = draft.begun().map(Timestamp::as_second);
+    let begun = jobs::begun(draft.uid(), DEPROVISION, begun);
+    let is_it = |job: &str| jobs::is_cleaning(job, &begun) || gives(job);
     let may_have_begun = draft.server().is_some_and(|server| {
         let known = server.last_job().is_some_and(|last| is_it(&last.id));
         let stands = server.spec.job.as_ref().is_some_and(|job| is_it(&job.id));

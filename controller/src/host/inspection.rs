@@ -145,7 +145,7 @@ fn operation(host: &BareMetalHost) -> Option<String> {
     let history = status.operation_history.as_ref()?;
     let start = history.inspect.as_ref()?.start.as_ref()?.0.as_second();
     let uid = host.metadata.uid.as_deref().unwrap_or_default();
-    Some(jobs::attempt_at(uid, "inspect", Some(start), status.error_count))
+    Some(jobs::operation(uid, "inspect", Some(start), status.error_count))
 }
 
 fn inspect(draft: &mut Draft<'_>, start: Timestamp) {
@@ -154,8 +154,7 @@ fn inspect(draft: &mut Draft<'_>, start: Timestamp) {
         return;
     }
     let operation = operation(draft.host).unwrap_or_default();
-    let Some((server, session)) = ramdisk::ready(draft, &reach, &operation, ErrorType::Inspection, THEN)
-    else {
+    let Some((server, session)) = ramdisk::ready(draft, &reach, &operation, THEN) else {
         return;
     };
     let id = format!("{operation}-inspect");

@@ -1,6 +1,6 @@
 //! Jobs of the host's machine: how they are called, how far they are. Pure.
 
-use muster_proto::kinds::{Job as Placed, JobAction, JobStatus, Leave, LeaveAction, Leaving, Server};
+use muster_proto::kinds::{Job as Placed, JobAction, Leave, LeaveAction, Leaving, Server};
 
 use super::{
     draft::Draft,
@@ -9,27 +9,23 @@ use super::{
 };
 
 /// What the id of each of the operator's jobs begins with; discovery leaves them alone.
-pub(super) const OURS: &str = "host-";
+const OURS: &str = "host-";
 
-/// The name of one operation: what is done, to which host, begun when, after how many failures. The same name is the same
+/// The name of one operation: what is done, to the host with which UID, begun when, after how many failures. The same name is the same
 /// operation, whoever asks for it again.
-pub(super) fn operation(draft: &Draft<'_>, what: &str, start: Option<i64>, attempt: i64) -> String {
-    attempt_at(draft.uid(), what, start, attempt)
-}
-
-/// The same, to the host with this UID.
-pub(super) fn attempt_at(uid: &str, what: &str, start: Option<i64>, attempt: i64) -> String {
-    format!("{}{attempt}", attempts_at(uid, what, start))
+pub(super) fn operation(uid: &str, what: &str, start: Option<i64>, attempt: i64) -> String {
+    format!("{}{attempt}", begun(uid, what, start))
 }
 
 /// What the names of all attempts at one operation begin with.
-pub(super) fn begun(draft: &Draft<'_>, what: &str, start: Option<i64>) -> String {
-    attempts_at(draft.uid(), what, start)
-}
-
-fn attempts_at(uid: &str, what: &str, start: Option<i64>) -> String {
+pub(super) fn begun(uid: &str, what: &str, start: Option<i64>) -> String {
     let start = start.unwrap_or_default();
     format!("{OURS}{what}-{uid}-{start}-")
+}
+
+/// True if `id` names such an operation, or a part of one, to whatever host.
+pub(super) fn is_to(id: &str, what: &str) -> bool {
+    id.starts_with(&format!("{OURS}{what}-"))
 }
 
 /// True if the job `id` clears the disks in an operation that [`begun`] so.
@@ -114,10 +110,8 @@ pub(super) fn look(server: &Server, is_it: impl Fn(&str) -> bool) -> Job {
             false => format!("{} (its log ends: {log})", outcome.error),
         });
     }
-    let job = server.spec.job.as_ref();
-    let placed = job.is_some_and(|job| is_it(&job.id));
-    if placed && outcome.is_some_and(|outcome| job.is_some_and(|job| job.followed_by(&outcome.id).is_some()))
-    {
+    let placed = server.spec.job.as_ref().is_some_and(|job| is_it(&job.id));
+    if placed && server.follow_up().is_some() {
         // What follows it is under way or has ended.
         return Job::Done;
     }
@@ -136,12 +130,9 @@ pub(super) fn look(server: &Server, is_it: impl Fn(&str) -> bool) -> Job {
 /// That the image could not be written to a disk of `server`, because of `error`. An agent that wrote nothing does not know that the disks
 /// had been cleaned before.
 pub(super) fn unwritten(server: &Server, error: &str) -> String {
-    let job = server.spec.job.as_ref().zip(server.last_job());
-    let follows = job.is_some_and(|(job, last)| job.followed_by(&last.id).is_some());
-    let cleaned = if follows {
-        " (the disks had been cleaned before)"
-    } else {
-        ""
+    let cleaned = match server.follow_up() {
+        Some(_) => " (the disks had been cleaned before)",
+        None => "",
     };
     format!("the image could not be written{cleaned}: {error}")
 }
@@ -149,10 +140,9 @@ pub(super) fn unwritten(server: &Server, error: &str) -> String {
 /// How the machine leaves as the edge tells its agent with the answer to the end of the write, and whether that has said so; none: it does
 /// not, or another session has come since.
 fn given(server: &Server) -> Option<(&Leave, &Leaving)> {
-    let status = server.status.as_ref()?;
-    let session = status.session.as_ref()?;
-    let given = server.spec.job.as_ref()?.left_after(status.job.as_ref()?);
-    given.filter(|(leave, leaving)| leaving.said || leave.session == session.key)
+    let session = server.session()?;
+    let told = server.told_to_leave();
+    told.filter(|(leave, leaving)| leaving.said || leave.session == session.key)
 }
 
 /// True if the edge tells the machine to leave, and the agent has not said that it does: its answer may be lost.
@@ -200,7 +190,7 @@ pub(super) fn is_under_way(server: &Server, is_it: impl Fn(&str) -> bool) -> boo
     known().is_some_and(|(job, last, session)| {
         let destroys = matches!(job.action, JobAction::Clean | JobAction::Write);
         let ours = job.id.starts_with(OURS) && job.is_called(&last.id);
-        let is_for = match job.followed_by(&last.id) {
+        let is_for = match server.follow_up() {
             Some(then) => then.session == session.key,
             None => job.is_for(&session.key),
         };
@@ -212,12 +202,10 @@ pub(super) fn is_under_way(server: &Server, is_it: impl Fn(&str) -> bool) -> boo
 /// does give it to the session.
 pub(super) fn is_placed(server: &Server, id: &str) -> bool {
     let Some(job) = &server.spec.job else { return false };
-    let status = server.status.as_ref();
-    let session = status.and_then(|status| status.session.as_ref());
-    let last = status.and_then(|status| status.job.as_ref());
-    let comes = job.followed_by(id).is_some_and(|then| {
+    let (last, session) = (server.last_job(), server.session());
+    let comes = job.then.as_ref().is_some_and(|then| {
         let stopped = last.is_some_and(|last| last.done && last.id == job.id);
-        !stopped && session.is_some_and(|session| session.key == then.session)
+        then.id == id && !stopped && session.is_some_and(|session| session.key == then.session)
     });
     job.id == id || comes
 }
@@ -280,21 +268,17 @@ pub(super) fn place_with(draft: &mut Draft<'_>, server: &Server, id: &str, task:
 /// A config drive that is longer than this, in bytes of base64, does not stay on a Server: every copy of that carries it.
 const SMALL: usize = 2 << 10;
 
-/// True if all that `job` says is done and nothing of it is ever given to any session again, so that it harms nobody where it stands:
-/// because it destroys nothing, or because it was decided for one session that wrote its image.
-fn is_over(job: &Placed, last: &JobStatus) -> bool {
+/// True if all that the job on `server` says is done and nothing of it is ever given to any session again, so that it harms nobody where it
+/// stands: because it destroys nothing, or because it was decided for one session that wrote its image.
+pub(super) fn rests(server: &Server) -> bool {
+    let Some((job, last)) = server.spec.job.as_ref().zip(server.last_job()) else {
+        return false;
+    };
     let harmless = matches!(
         job.action,
         JobAction::Inspect | JobAction::Reboot | JobAction::PowerOff
     );
-    (harmless && last.done && last.id == job.id) || job.left_after(last).is_some()
-}
-
-/// The same for the job on `server`.
-pub(super) fn rests(server: &Server) -> bool {
-    let last = server.last_job();
-    let job = server.spec.job.as_ref().zip(last);
-    job.is_some_and(|(job, last)| is_over(job, last))
+    (harmless && last.done && last.id == job.id) || server.told_to_leave().is_some()
 }
 
 /// The same where the host rests, and for an inspection: one that is over stays until another takes its place or the host leaves. To take
@@ -322,7 +306,7 @@ pub(super) fn clear(draft: &mut Draft<'_>) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use muster_proto::kinds::{ServerSpec, ServerStatus, Then};
+    use muster_proto::kinds::{JobStatus, ServerSpec, ServerStatus, Then};
 
     use super::*;
 
@@ -379,13 +363,15 @@ mod tests {
     #[test]
     fn what_an_operation_is_called_is_read_back_from_its_jobs() {
         let uid = "0a0a0a0a-0000-4000-8000-000000000001";
-        let operation = format!("{OURS}{PROVISION}-{uid}-1764000000-2");
+        let operation = operation(uid, PROVISION, Some(1_764_000_000), 2);
+        assert_eq!(operation, format!("host-provision-{uid}-1764000000-2"));
         let leave = leave_id(&operation);
         assert_eq!(provisioning_left_by(&leave, uid), Some(1_764_000_000));
         assert_eq!(provisioning_left_by(&leave, &uid.replace('a', "b")), None);
         assert_eq!(provisioning_left_by(&clean_id(&operation), uid), None);
         let external = leave_id(&format!("{OURS}provisioned-{uid}-1764000000-0"));
         assert_eq!(provisioning_left_by(&external, uid), None);
+        assert!(is_to(&leave, PROVISION) && !is_to(&external, PROVISION));
         for job in [
             clean_id(&operation),
             write_id(&operation),

@@ -67,14 +67,11 @@ pub(super) fn begun(host: &BareMetalHost) -> Option<i64> {
 fn left(host: &BareMetalHost, server: &Server) -> Option<i64> {
     let uid = host.metadata.uid.as_deref().unwrap_or_default();
     let begun = |id: &str| provisioning_left_by(id, uid);
-    let placed = server.spec.job.as_ref();
-    let taken = server.last_job();
-    let told = placed.zip(taken).and_then(|(job, last)| job.left_after(last));
-    match placed {
-        Some(job) => begun(&job.id).or_else(|| begun(&told?.0.id)),
+    match &server.spec.job {
+        Some(job) => begun(&job.id).or_else(|| begun(&server.told_to_leave()?.0.id)),
         // Only the last job counts: one of a former life is followed by others. Its job may be taken off once it is carried out.
         None => {
-            let taken = taken?;
+            let taken = server.last_job()?;
             let left = taken.leaving.as_ref().filter(|leaving| leaving.said);
             begun(&taken.id).or_else(|| begun(&left?.id))
         }

@@ -61,7 +61,7 @@ pub(super) fn manage(draft: &mut Draft<'_>, reach: &Reach) {
         }
         Reach::Silent(_) => {
             draft.keep_wait();
-            waits_for_bmc(draft, "its power is managed");
+            waits_for_bmc(draft, reach, "its power is managed");
             draft.why("the BMC does not answer");
             return;
         }
@@ -73,7 +73,7 @@ pub(super) fn manage(draft: &mut Draft<'_>, reach: &Reach) {
         match said {
             _ if draft.powerless.is_none() => {}
             Some(said) if !draft.waits_for(&OF_POWER) => draft.say(said),
-            _ => waits_for_bmc(draft, "its power is managed"),
+            _ => waits_for_bmc(draft, reach, "its power is managed"),
         }
         return;
     };
@@ -117,7 +117,7 @@ pub(super) fn is_to_be_off(host: &BareMetalHost) -> bool {
 
 /// Nothing can be done before the BMC answers: that is what the host waits for, but for an order on the power that is under way or failed.
 /// One that is under way says why it does not go on.
-pub(super) fn waits_for_bmc(draft: &mut Draft<'_>, then: &str) {
+pub(super) fn waits_for_bmc(draft: &mut Draft<'_>, reach: &Reach, then: &str) {
     if draft.waits_for(&OF_POWER) {
         let is_going = |reason: &WaitReason| draft.waits_for(&[*reason]);
         let going = [WaitReason::PoweringOff, WaitReason::PoweringOn]
@@ -129,20 +129,18 @@ pub(super) fn waits_for_bmc(draft: &mut Draft<'_>, then: &str) {
         }
         return;
     }
-    // Why stands in `Manageable` as well, so no write is needed for that alone.
-    let probed = draft.seen.bmc.probed.as_ref();
-    let silent = probed.and_then(|probed| probed.result.as_ref().err());
-    let waits = match (silent, unknown_power(draft)) {
-        (Some(failure), _) => no_answer(&failure.message),
-        (None, Some(why)) => format!("waits for the BMC to report the power state: {why}"),
-        (None, None) => "waits for the BMC to answer".to_owned(),
-    };
-    draft.wait_for(WaitReason::Bmc, and_next(&waits, then));
+    says_waiting(draft, reach, then);
 }
 
-/// That a BMC is waited for that does not answer, because of `why`.
-pub(super) fn no_answer(why: &str) -> String {
-    format!("waits for the BMC to answer: {why}")
+/// Says that the host waits for its BMC to answer, or to tell the power, and why it has not.
+pub(super) fn says_waiting(draft: &mut Draft<'_>, reach: &Reach, then: &str) {
+    // Why stands in `Manageable` as well, so no write is needed for that alone.
+    let waits = match (reach, unknown_power(draft)) {
+        (Reach::Silent(failure), _) => format!("waits for the BMC to answer: {}", failure.message),
+        (_, Some(why)) => format!("waits for the BMC to report the power state: {why}"),
+        (_, None) => "waits for the BMC to answer".to_owned(),
+    };
+    draft.wait_for(WaitReason::Bmc, and_next(&waits, then));
 }
 
 /// All is as it should be.
@@ -172,8 +170,7 @@ pub(super) fn current(draft: &mut Draft<'_>) -> Option<Power> {
         .or(draft.waiting_since(WaitReason::PoweringOn));
     let holds = holds(draft);
     let every = changing.map_or(holds, |_| SignedDuration::try_from(LOOK).unwrap_or(ASK_AGAIN));
-    if let Some(why) = unknown_power(draft) {
-        draft.powerless = Some(unknown_because(&why));
+    if is_unknown(draft) {
         draft.keep_wait();
         let last = draft.seen.bmc.unread.as_ref().map(|failure| failure.at);
         let last = last.max(reading.map(|reading| reading.at)).unwrap_or(draft.now);
@@ -215,6 +212,15 @@ pub(super) fn unknown_power(draft: &Draft<'_>) -> Option<String> {
     }
 }
 
+/// True if the power is unknown: then the machine cannot be managed, and the draft says why. False also if it was not asked for yet.
+pub(super) fn is_unknown(draft: &mut Draft<'_>) -> bool {
+    let Some(why) = unknown_power(draft) else {
+        return false;
+    };
+    draft.powerless = Some(unknown_because(&why));
+    true
+}
+
 /// That the BMC does not tell the power, because of `why`.
 pub(super) fn unknown_because(why: &str) -> String {
     format!("{UNKNOWN}: {why}")
@@ -239,7 +245,7 @@ fn seen_at(draft: &Draft<'_>) -> Timestamp {
 /// The operation `what` that began when the host began to wait for `reason`, and when that was.
 pub(super) fn operation(draft: &Draft<'_>, reason: WaitReason, what: &str) -> (String, Timestamp) {
     let since = whole_seconds(draft.waiting_since(reason).unwrap_or(draft.now)).0;
-    let id = jobs::operation(draft, what, Some(since.as_second()), draft.old.error_count);
+    let id = jobs::operation(draft.uid(), what, Some(since.as_second()), draft.old.error_count);
     (id, since)
 }
 

@@ -80,12 +80,8 @@ fn is_to_leave(draft: &mut Draft<'_>) -> Leaving {
         draft.again_at(due);
         return Leaving::No;
     }
-    let id = jobs::leave_id(&jobs::operation(
-        draft,
-        "provisioned",
-        Some(written.as_second()),
-        0,
-    ));
+    let operation = jobs::operation(draft.uid(), "provisioned", Some(written.as_second()), 0);
+    let id = jobs::leave_id(&operation);
     let message = "the machine is still in its ramdisk although its image is written; next: it is rebooted into the image";
     told_to_leave(draft, server, &id, message)
 }
@@ -114,7 +110,7 @@ fn leaves_for_its_own(draft: &mut Draft<'_>) -> Leaving {
         return Leaving::No;
     };
     let of = session.key.get(..16).unwrap_or(&session.key);
-    let id = format!("{}-{of}", jobs::operation(draft, "external", None, 0));
+    let id = format!("{}-{of}", jobs::operation(draft.uid(), "external", None, 0));
     let message = "the machine is in its ramdisk although it has an operating system; next: it is rebooted into that system";
     told_to_leave(draft, server, &id, message)
 }

@@ -155,7 +155,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         return;
     };
     let failures = draft.old.provisioning_fail_count;
-    let operation = jobs::operation(draft, jobs::PROVISION, Some(start), failures);
+    let operation = jobs::operation(draft.uid(), jobs::PROVISION, Some(start), failures);
     let left = jobs::leave_id(&operation);
     let server = draft.server();
     // Nothing is left to do, so nobody need be reached for it: a leader that has just begun would ask every BMC first.
@@ -199,13 +199,12 @@ fn source(spec: &BareMetalHostSpec) -> Result<ImageSource, String> {
 }
 
 fn work(draft: &mut Draft<'_>, reach: &Reach, operation: &str, source: Result<ImageSource, String>) {
-    let error = ErrorType::Provisioning;
     // Before its machine is booted for that: a job that stands would be given to it at once.
     if guard::is_protected(draft.host) {
         return held_back(draft, reach, operation);
     }
-    let Some((server, session)) = ramdisk::ready(draft, reach, operation, error, THEN) else {
-        if draft.status.error_type == Some(error) {
+    let Some((server, session)) = ramdisk::ready(draft, reach, operation, THEN) else {
+        if draft.status.error_type == Some(ErrorType::Provisioning) {
             take_back(draft);
         }
         return;
@@ -220,18 +219,19 @@ fn work(draft: &mut Draft<'_>, reach: &Reach, operation: &str, source: Result<Im
         operation,
     };
     let ours = |job: &str| job.starts_with(operation);
+    let (state, is_at_it) = (jobs::look(server, ours), jobs::is_under_way(server, ours));
     // What was changed since is no matter to a job that stands: it ends as what it was.
-    let source = match (source, jobs::look(server, ours)) {
+    let source = match (source, &state) {
         (Ok(source), _) => source,
         (Err(_), Job::Failed(error)) => {
-            return failed(draft, &jobs::unwritten(server, &error));
+            return failed(draft, &jobs::unwritten(server, error));
         }
         (Err(why), state) => {
             // Of a cleaning that is done, what follows it.
             let stands = |job: &kinds::Job| {
-                ours(&job.id) && job.is_for(&session.key) && (state == Job::Pending || job.then.is_some())
+                ours(&job.id) && job.is_for(&session.key) && (*state == Job::Pending || job.then.is_some())
             };
-            if jobs::is_under_way(server, ours) || server.spec.job.as_deref().is_some_and(stands) {
+            if is_at_it || server.spec.job.as_deref().is_some_and(stands) {
                 return draft.wait_for(WaitReason::Write, WRITING);
             }
             // What was decided for a session that is gone is given to nobody any more.
@@ -239,7 +239,7 @@ fn work(draft: &mut Draft<'_>, reach: &Reach, operation: &str, source: Result<Im
             return cannot(draft, &why);
         }
     };
-    let begun = jobs::is_under_way(server, ours) || matches!(jobs::look(server, ours), Job::Failed(_));
+    let begun = is_at_it || matches!(state, Job::Failed(_));
     if !begun {
         match boot_mode::is_as_asked(draft, server) {
             Ok(true) => {}
@@ -256,7 +256,7 @@ fn work(draft: &mut Draft<'_>, reach: &Reach, operation: &str, source: Result<Im
     }
     if !begun && lacks_inputs(draft) {
         // Nothing is cleaned for an image that cannot be written.
-        if jobs::look(server, ours) == Job::Pending {
+        if state == Job::Pending {
             jobs::clear(draft);
         }
         return;

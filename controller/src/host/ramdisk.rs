@@ -10,11 +10,11 @@ use jiff::{SignedDuration, Timestamp};
 use muster_proto::kinds::{ErrorType, HostBootMode, REBOOT_ANNOTATION, Server, Session};
 
 use super::{
-    WaitReason,
+    State, WaitReason,
     access::{ASK_AGAIN, LOOK_AGAIN, Reach},
     boot_mode,
     conditions::{CONTESTED, ENROLS_AGAIN},
-    draft::{Draft, and_next, clause},
+    draft::Draft,
     guard, in_band,
     interrupted::{self, Work},
     jobs::{self, Job},
@@ -45,12 +45,11 @@ const BOOTS: SignedDuration = SignedDuration::from_secs(20);
 /// So long a ramdisk that fell silent may come back by itself: a replica that it talked to may have restarted.
 pub(super) const SILENCE: SignedDuration = SignedDuration::from_secs(90);
 
-/// The running ramdisk of the machine; none: not yet, and the draft says what is done about it. A failure is counted as `kind`.
+/// The running ramdisk of the machine; none: not yet, and the draft says what is done about it.
 pub(super) fn ready<'a>(
     draft: &mut Draft<'a>,
     reach: &Reach,
     operation: &str,
-    kind: ErrorType,
     then: &str,
 ) -> Option<(&'a Server, &'a Session)> {
     if is_rebooting(draft, reach, then) {
@@ -58,7 +57,7 @@ pub(super) fn ready<'a>(
     }
     if let Some((server, session)) = draft.session() {
         if server.status.as_ref().is_some_and(|status| status.contested) {
-            contested(draft, kind);
+            contested(draft);
             return None;
         }
         if let Some(until) = presence::doubted_until(draft) {
@@ -69,8 +68,8 @@ pub(super) fn ready<'a>(
         }
         let lost = Work::lost_in(draft.seen.work.as_ref(), operation);
         if lost >= interrupted::MOST {
-            draft.fail(
-                kind,
+            fail(
+                draft,
                 format!(
                     "the ramdisk crashed or rebooted {lost} times during this operation (kernel panic or too little memory?); \
                      see the machine's console"
@@ -82,13 +81,20 @@ pub(super) fn ready<'a>(
         return Some((server, session));
     }
     match reach {
-        Reach::Bmc => boot(draft, &boot_of(operation), kind, then),
-        Reach::Silent(failure) => {
-            silent(draft, kind, &failure.message, then);
-        }
-        Reach::InBand | Reach::No => by_hand(draft, kind, then),
+        Reach::Bmc => boot(draft, &boot_of(operation), then),
+        Reach::Silent(_) => bmc_overdue(draft, reach, then),
+        Reach::InBand | Reach::No => by_hand(draft, then),
     }
     None
+}
+
+/// The ramdisk cannot be had: counted as a failure of what the host's state needs it for.
+fn fail(draft: &mut Draft<'_>, message: impl AsRef<str>) {
+    let kind = match draft.state {
+        State::Inspecting => ErrorType::Inspection,
+        _ => ErrorType::Provisioning,
+    };
+    draft.fail(kind, message);
 }
 
 /// How the names of boots into the ramdisk end.
@@ -100,10 +106,10 @@ pub(super) fn boot_of(operation: &str) -> String {
 }
 
 /// A person has to look which of the two it is; a host that goes waits for nothing without an end.
-fn contested(draft: &mut Draft<'_>, kind: ErrorType) {
+fn contested(draft: &mut Draft<'_>) {
     let message = CONTESTED;
     if draft.is_being_deleted() && draft.waited(WaitReason::Contested, BOOT_DEADLINE) {
-        draft.fail(kind, message);
+        fail(draft, message);
         return;
     }
     draft.wait_for(WaitReason::Contested, format!("{message}; next: {ENROLS_AGAIN}"));
@@ -227,17 +233,14 @@ fn by_ramdisk(draft: &mut Draft<'_>) -> Option<Reboot> {
 /// True if the machine was booted by `tried`, for `operation` or because somebody forced that meanwhile, and is still on its way. A
 /// session that came and went after a boot makes it history, but for the one that a forced one has ended.
 fn is_booted(draft: &Draft<'_>, tried: &Tried, operation: &str) -> bool {
-    let ended_at = match tried.operation.strip_prefix(jobs::OURS) {
-        _ if tried.operation == operation => Some(tried.at),
-        Some(rest) if rest.starts_with(AGAIN) && tried.result.is_ok() => {
-            let is_recent = draft.now.duration_since(tried.at) < BOOT_DEADLINE;
-            tried
-                .at
-                .checked_add(presence::OUTLIVES)
-                .ok()
-                .filter(|_| is_recent)
-        }
-        _ => None,
+    let ended_at = if tried.operation == operation {
+        Some(tried.at)
+    } else if jobs::is_to(&tried.operation, AGAIN) && tried.result.is_ok() {
+        let is_recent = draft.now.duration_since(tried.at) < BOOT_DEADLINE;
+        let ended_at = tried.at.checked_add(presence::OUTLIVES).ok();
+        ended_at.filter(|_| is_recent)
+    } else {
+        None
     };
     let lost = draft.server().and_then(|server| lost_at(server, draft.now));
     ended_at.is_some_and(|at| lost.is_none_or(|lost| lost <= at))
@@ -262,8 +265,8 @@ fn waits(draft: &Draft<'_>, then: &str) -> String {
 const NO_NIC: &str =
     "the host's machine cannot be identified without a boot MAC address: set spec.bootMACAddress";
 
-/// Waits for the ramdisk; too long is a failure. The time counts from when the host began to wait. True if it waits on.
-fn overdue(draft: &mut Draft<'_>, kind: ErrorType, why: &str, then: &str) -> bool {
+/// Waits for the ramdisk that the BMC has booted; too long is a failure. The time counts from when the host began to wait. True if it waits on.
+fn overdue(draft: &mut Draft<'_>, then: &str) -> bool {
     if draft.waited(WaitReason::Ramdisk, BOOT_DEADLINE) {
         let minutes = BOOT_DEADLINE.as_mins();
         let is_known = draft.server().is_some() || hosts::macs(draft.host).next().is_some();
@@ -279,14 +282,11 @@ fn overdue(draft: &mut Draft<'_>, kind: ErrorType, why: &str, then: &str) -> boo
                 by.unwrap_or_default()
             ),
         };
-        draft.fail(
-            kind,
-            format!(
-                "the machine's ramdisk did not call in within {minutes} min{}, {}{hint}",
-                unlikely(draft),
-                clause(why)
-            ),
+        let message = format!(
+            "the machine's ramdisk did not call in within {minutes} min{}, although it was booted from the network{hint}",
+            unlikely(draft)
         );
+        fail(draft, message);
         return false;
     }
     draft.wait_for(WaitReason::Ramdisk, waits(draft, then));
@@ -317,16 +317,15 @@ pub(super) fn may_return_until(draft: &Draft<'_>) -> Option<Timestamp> {
     (!off && !told && draft.now < due).then_some(due)
 }
 
-fn boot(draft: &mut Draft<'_>, operation: &str, kind: ErrorType, then: &str) {
+fn boot(draft: &mut Draft<'_>, operation: &str, then: &str) {
     // No machine is reset whose ramdisk nobody would know.
-    if kind == ErrorType::Inspection && declared_mac(draft.host).is_none() && draft.server().is_none() {
+    if draft.state == State::Inspecting && declared_mac(draft.host).is_none() && draft.server().is_none() {
         draft.refuse(
-            kind,
+            ErrorType::Inspection,
             format!("{NO_NIC}; next: the machine is booted for inspection"),
         );
         return;
     }
-    let power = draft.seen.bmc.power.map(|reading| reading.power);
     if may_return(draft, then) {
         return;
     }
@@ -342,10 +341,10 @@ fn boot(draft: &mut Draft<'_>, operation: &str, kind: ErrorType, then: &str) {
                 draft.again_at(draft.now.checked_add(BOOT_DEADLINE).unwrap_or(draft.now));
             }
             Ok(()) => {
-                overdue(draft, kind, "although it was booted from the network", then);
+                overdue(draft, then);
             }
             Err(failure) if let Some(pause) = pause_after(failure, tried.on_power) => {
-                if unbooted::waits_on(draft, kind, (tried, failure), then) {
+                if unbooted::waits_on(draft, tried, failure, then) {
                     start_again(draft, operation, tried.at, pause);
                 }
                 draft.again(LOOK_AGAIN);
@@ -355,15 +354,16 @@ fn boot(draft: &mut Draft<'_>, operation: &str, kind: ErrorType, then: &str) {
                     "the machine could not be booted from the network: {}",
                     failure.message
                 );
-                draft.fail(kind, message);
+                fail(draft, message);
             }
         },
-        None => boot_first(draft, operation, kind, then, power),
+        None => boot_first(draft, operation, then),
     }
 }
 
 /// Nothing in this process's memory says that the machine was booted for this operation, since the host was paused last.
-fn boot_first(draft: &mut Draft<'_>, operation: &str, kind: ErrorType, then: &str, power: Option<Power>) {
+fn boot_first(draft: &mut Draft<'_>, operation: &str, then: &str) {
+    let power = draft.seen.bmc.power.map(|reading| reading.power);
     let announced = draft.waiting_since(WaitReason::Ramdisk);
     match (power, announced) {
         // Announced by a process that is no more: it was booted then, most likely.
@@ -371,7 +371,7 @@ fn boot_first(draft: &mut Draft<'_>, operation: &str, kind: ErrorType, then: &st
             if since < whole_seconds(draft.seen.began).0
                 && draft.now.duration_since(since) < BENEFIT_OF_DOUBT =>
         {
-            overdue(draft, kind, "although it was booted from the network", then);
+            overdue(draft, then);
             draft.again_at(since.checked_add(BENEFIT_OF_DOUBT).unwrap_or(draft.now));
         }
         (Some(Power::On | Power::Off), Some(since)) if since < whole_seconds(draft.seen.began).0 => {
@@ -381,26 +381,17 @@ fn boot_first(draft: &mut Draft<'_>, operation: &str, kind: ErrorType, then: &st
             start(draft, operation);
         }
         (Some(Power::On | Power::Off), _) => {
-            if overdue(draft, kind, "although it was booted from the network", then) {
+            if overdue(draft, then) {
                 start(draft, operation);
             }
         }
         (Some(Power::Unknown) | None, _) => {
             read_power(draft);
-            let Some(why) = power::unknown_power(draft) else {
+            if power::is_unknown(draft) {
+                bmc_overdue(draft, &Reach::Bmc, then);
+            } else {
                 draft.keep_wait();
-                return;
-            };
-            let why = power::unknown_because(&why);
-            draft.powerless = Some(why.clone());
-            if draft.waited(WaitReason::Bmc, BOOT_DEADLINE) {
-                draft.fail(kind, why);
-                return;
             }
-            draft.wait_for(
-                WaitReason::Bmc,
-                format!("waits for the BMC to report the power state; next: {then}"),
-            );
         }
     }
 }
@@ -478,13 +469,14 @@ pub(super) fn arm(draft: &mut Draft<'_>, operation: &str) {
     });
 }
 
-/// The BMC does not answer: what it would be asked for is counted as a failure after a while.
-fn silent(draft: &mut Draft<'_>, kind: ErrorType, why: &str, then: &str) {
+/// Waits for a BMC that does not answer, or does not tell the power; too long is a failure.
+pub(super) fn bmc_overdue(draft: &mut Draft<'_>, reach: &Reach, then: &str) {
     if draft.waited(WaitReason::Bmc, BOOT_DEADLINE) {
-        draft.fail(kind, format!("the BMC does not answer: {why}"));
-        return;
+        let why = power::says_no_power(draft, reach);
+        fail(draft, why);
+    } else {
+        power::says_waiting(draft, reach, then);
     }
-    draft.wait_for(WaitReason::Bmc, and_next(&power::no_answer(why), then));
 }
 
 /// True while a ramdisk that fell silent may come back by itself: what the host waited for, it waits for still.
@@ -564,13 +556,13 @@ pub(super) fn is_awaited(draft: &mut Draft<'_>, then: &str) {
 }
 
 /// Nobody but a person can boot it.
-fn by_hand(draft: &mut Draft<'_>, kind: ErrorType, then: &str) {
+fn by_hand(draft: &mut Draft<'_>, then: &str) {
     if may_return(draft, then) || is_on_its_way(draft) || presence::may_enrol_again(draft, then) {
         return;
     }
     if draft.is_being_deleted() {
         if draft.waited(WaitReason::PowerCycleByHand, BOOT_DEADLINE) {
-            draft.fail(kind, "the machine has no BMC and was not power-cycled manually");
+            fail(draft, "the machine has no BMC and was not power-cycled manually");
             return;
         }
         draft.again(Duration::try_from(BOOT_DEADLINE).unwrap_or_default());

@@ -71,6 +71,22 @@ impl Server {
     pub fn last_job(&self) -> Option<&JobStatus> {
         self.status.as_ref()?.job.as_ref()
     }
+
+    /// What follows the cleaning that its job begins with, once an agent has said something of that.
+    pub fn follow_up(&self) -> Option<&Then> {
+        let last = self.last_job()?;
+        let then = self.spec.job.as_ref()?.then.as_ref();
+        then.filter(|then| then.id == last.id)
+    }
+
+    /// How the machine leaves its ramdisk at the end of its job, and whether it has said so: once the job that the agent took up last was the
+    /// write that it ends with, and an edge wrote the good end of that, which tells the agent how to leave.
+    pub fn told_to_leave(&self) -> Option<(&Leave, &Leaving)> {
+        let (job, last) = (self.spec.job.as_ref()?, self.last_job()?);
+        let written = job.writes().is_some_and(|(id, _)| id == last.id);
+        let (leave, leaving) = job.leave.as_ref().zip(last.leaving.as_ref())?;
+        (written && last.done && last.error.is_empty() && leave.id == leaving.id).then_some((leave, leaving))
+    }
 }
 
 /// A Wake-on-LAN request. The edges that serve the Segment of the machine's latest session send its packets, once per request.
@@ -184,19 +200,6 @@ impl Job {
             .as_ref()
             .map(|then| (then.id.as_str(), then.write.as_ref()));
         follows.or(alone.map(|write| (self.id.as_str(), write.as_ref())))
-    }
-
-    /// How the machine leaves after `last`, the job that the agent took up last, and whether it has said so: once that was the write that
-    /// it ends with, and an edge wrote its good end that tells the agent how to leave.
-    pub fn left_after<'a>(&'a self, last: &'a JobStatus) -> Option<(&'a Leave, &'a Leaving)> {
-        let written = self.writes().is_some_and(|(id, _)| id == last.id);
-        let (leave, leaving) = self.leave.as_ref().zip(last.leaving.as_ref())?;
-        (written && last.done && last.error.is_empty() && leave.id == leaving.id).then_some((leave, leaving))
-    }
-
-    /// What follows it, once the agent is told to do that: `last` is the job that it took up last.
-    pub fn followed_by(&self, last: &str) -> Option<&Then> {
-        self.then.as_ref().filter(|then| then.id == last)
     }
 }
 

@@ -68,7 +68,7 @@ fn job(server: &Server) -> Option<String> {
     let Some(status) = status.filter(|status| placed.is_called(&status.id)) else {
         return Some(format!("{action}: ordered"));
     };
-    let action = match placed.followed_by(&status.id) {
+    let action = match server.follow_up() {
         Some(_) => "write",
         None => action,
     };

@@ -1,8 +1,6 @@
 //! A machine whose BMC has not booted it into its ramdisk and is told to again, or took long to. Pure.
 
-use muster_proto::kinds::ErrorType;
-
-use super::{BENEFIT_OF_DOUBT, BOOT_DEADLINE, CALL_IN, LOST_ANSWER, unlikely};
+use super::{BENEFIT_OF_DOUBT, BOOT_DEADLINE, CALL_IN, LOST_ANSWER, fail, unlikely};
 use crate::host::{
     WaitReason,
     draft::{Draft, clause},
@@ -12,12 +10,7 @@ use crate::host::{
 
 /// The boot that was `tried` failed so, and is ordered again: the host waits for its BMC. Too long is a failure; the time counts from when it
 /// began to wait for its ramdisk, and does not begin anew with what it says. True if it waits on.
-pub(super) fn waits_on(
-    draft: &mut Draft<'_>,
-    kind: ErrorType,
-    (tried, failure): (&Tried, &Failure),
-    then: &str,
-) -> bool {
+pub(super) fn waits_on(draft: &mut Draft<'_>, tried: &Tried, failure: &Failure, then: &str) -> bool {
     let unread = draft.seen.bmc.unread.as_ref();
     let unread = unread.filter(|unread| unread.at > tried.at);
     let is_lost = tried.on_power && failure.class == FailureClass::Unreachable;
@@ -30,10 +23,8 @@ pub(super) fn waits_on(
     }
     let why = clause(&unread.unwrap_or(failure).message);
     if draft.waited(WaitReason::Ramdisk, BOOT_DEADLINE) || draft.waited(WaitReason::Bmc, BOOT_DEADLINE) {
-        draft.fail(
-            kind,
-            format!("the machine could not be booted from the network: {why}"),
-        );
+        let message = format!("the machine could not be booted from the network: {why}");
+        fail(draft, message);
         return false;
     }
     if may_boot {

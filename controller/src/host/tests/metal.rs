@@ -282,11 +282,7 @@ impl World {
             return;
         }
         let last = self.machine.ramdisk.clone().unwrap_or_default();
-        if status
-            .job
-            .as_ref()
-            .is_some_and(|known| job.left_after(known).is_some())
-        {
+        if server.told_to_leave().is_some() {
             return self.leave();
         }
         let at = |id: &str| {
@@ -337,18 +333,12 @@ impl World {
         let Some(server) = self.server.as_mut().filter(|_| self.edge == Edge::Newest) else {
             return;
         };
+        let told = server.told_to_leave().filter(|(_, leaving)| !leaving.said);
+        let Some(action) = told.map(|(leave, _)| leave.action) else {
+            return;
+        };
         let last = server.status.as_mut().and_then(|status| status.job.as_mut());
-        let Some((job, last)) = server.spec.job.as_ref().zip(last) else {
-            return;
-        };
-        let Some((leave, leaving)) = job.left_after(last) else {
-            return;
-        };
-        let (action, said) = (leave.action, leaving.said);
-        if said {
-            return;
-        }
-        if let Some(leaving) = &mut last.leaving {
+        if let Some(leaving) = last.and_then(|last| last.leaving.as_mut()) {
             leaving.said = !self.loses_answer;
         }
         self.machine.left += 1;

@@ -853,6 +853,23 @@ fn why_a_machine_that_is_let_go_is_not_switched_off_is_said() {
 }
 
 #[test]
+fn a_host_that_waits_for_its_power_state_says_why_that_is_unknown() {
+    for (mut world, next) in [
+        (at(State::Provisioned), "its disks are cleaned"),
+        (uncleaned(World::new()), "it is powered off"),
+    ] {
+        world.settle();
+        world.says_nothing_of_power = true;
+        world.read_power();
+        world.set_image(None);
+        let says = format!(
+            "waits for the BMC to report the power state: it reports neither on nor off; next: {next} (since "
+        );
+        world.until("said", |world| waiting(world).1.starts_with(&says));
+    }
+}
+
+#[test]
 fn nothing_is_in_the_way_of_a_host_that_is_merely_let_go() {
     let mut us = World::new();
     let mut twin = us.host().clone();

@@ -641,7 +641,7 @@ impl Machine {
             return;
         };
         let last = status.and_then(|status| status.job.as_ref());
-        if let Some((leave, leaving)) = last.and_then(|last| job.left_after(last)) {
+        if let Some((leave, leaving)) = server.told_to_leave() {
             // It comes with the answer to the end of the write.
             if leaving.said {
                 return;
