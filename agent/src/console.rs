@@ -11,7 +11,7 @@ use std::{
     os::unix::fs::OpenOptionsExt,
     sync::{
         Arc, Mutex,
-        mpsc::{SyncSender, TrySendError, sync_channel},
+        mpsc::{SyncSender, sync_channel},
     },
     time::{Duration, Instant},
 };
@@ -86,11 +86,11 @@ impl Console {
     pub fn line(&self, message: &str) {
         let uptime = clock::uptime().as_secs_f64();
         let line = format!("muster {uptime:7.3} {message}");
+        // `\r`: the terminal may be in raw mode after a reset.
+        let written: Arc<str> = format!("{line}\r\n").into();
         for output in &*self.outputs {
-            // `\r`: the terminal may be in raw mode after a reset. A full queue loses the line there.
-            if let Err(TrySendError::Disconnected(_)) =
-                output.try_send(Task::Write(format!("{line}\r\n").into()))
-            {}
+            // A full queue loses the line there.
+            _ = output.try_send(Task::Write(Arc::clone(&written)));
         }
         let mut recent = lock(&self.recent);
         if recent.len() == KEPT {

@@ -35,7 +35,7 @@ pub struct Inventory {
     pub hostname: String,
     /// Kernel release of the ramdisk (`uname -r`).
     pub kernel: String,
-    /// Devices for which no driver in the ramdisk claims.
+    /// Devices that no driver in the ramdisk claims.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub driverless: Vec<Driverless>,
     /// Firmware files that drivers asked for and did not get.

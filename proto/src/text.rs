@@ -186,21 +186,21 @@ pub fn label_value(value: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
     #[test]
     fn a_uuid_in_the_other_byte_order_is_the_same() {
         let (one, other) = (
             "4c4c4544-0035-4b10-8032-cac04f583933",
             "44454c4c-3500-104b-8032-cac04f583933",
         );
-        assert!(super::is_same_uuid(one, other) && super::is_same_uuid(other, one));
-        assert!(super::is_same_uuid(one, one));
-        assert!(!super::is_same_uuid(one, "4c4c4544-0035-4b10-8032-cac04f583934"));
-        assert!(!super::is_same_uuid("4c4c4544", one));
+        assert!(is_same_uuid(one, other) && is_same_uuid(other, one));
+        assert!(is_same_uuid(one, one));
+        assert!(!is_same_uuid(one, "4c4c4544-0035-4b10-8032-cac04f583934"));
+        assert!(!is_same_uuid("4c4c4544", one));
     }
-
-    use proptest::prelude::*;
-
-    use super::*;
 
     #[test]
     fn what_vendors_ship_unfilled_is_not_usable() {

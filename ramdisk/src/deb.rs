@@ -44,12 +44,6 @@ pub enum DebError {
         #[source]
         source: io::Error,
     },
-    /// One file is larger than any that belongs here.
-    #[error("unpack {path}: it is longer than {MAX_FILE} bytes")]
-    Long {
-        /// The file's path in the package.
-        path: String,
-    },
 }
 
 /// What was taken out of a package.
@@ -91,7 +85,7 @@ pub fn read(mut package: impl Read, wanted: impl Fn(&str) -> bool) -> Result<Pac
                 .map_err(|source| DebError::Unpack {
                     member: name.clone(),
                     source,
-                })?
+                })
         };
         match unpacked_name {
             "data.tar" => {
@@ -148,10 +142,7 @@ fn next_member(package: &mut impl Read) -> Result<Option<(String, u64)>, DebErro
     Ok(Some((name.trim_end_matches('/').to_owned(), size)))
 }
 
-fn tar_files(
-    data: impl Read,
-    wanted: &dyn Fn(&str) -> bool,
-) -> io::Result<Result<BTreeMap<String, Vec<u8>>, DebError>> {
+fn tar_files(data: impl Read, wanted: &dyn Fn(&str) -> bool) -> io::Result<BTreeMap<String, Vec<u8>>> {
     let mut files = BTreeMap::new();
     for entry in tar::Archive::new(data).entries()? {
         let mut entry = entry?;
@@ -168,13 +159,14 @@ fn tar_files(
             continue;
         }
         if entry.size() > MAX_FILE {
-            return Ok(Err(DebError::Long { path }));
+            let why = format!("{path} has more than {MAX_FILE} bytes");
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, why));
         }
         let mut content = Vec::new();
         entry.read_to_end(&mut content)?;
         files.insert(path, content);
     }
-    Ok(Ok(files))
+    Ok(files)
 }
 
 #[cfg(test)]

@@ -2,15 +2,10 @@
 
 use std::io::Write;
 
+use muster_proto::config::SENTINEL;
+
 use crate::cpio::{AddError, Archive};
 use crate::modules::{ModulesError, Set};
-
-/// The file that stands last; if it is missing, the archive did not fit in memory.
-/// The same as `muster_proto::config::SENTINEL`.
-pub const SENTINEL: &str = "muster/complete";
-
-/// A line per module and firmware file: the module's name, a tab, the name below `/lib/firmware`.
-pub const FIRMWARE_LIST: &str = "muster/firmware.list";
 
 /// zstd's level; with this window, 22 takes twice the time and saves 0.05 %.
 const LEVEL: i32 = 19;
@@ -54,27 +49,14 @@ pub fn layout(agent: Vec<u8>, kernel_version: &str, modules: &Set<'_>) -> Result
     }
     let tables = [
         ("modules.alias", modules.alias_table()),
-        ("modules.builtin", modules.builtin_table()),
-        ("modules.builtin.alias", modules.builtin_alias_table()),
         ("modules.dep", modules.dep_table()?),
         ("modules.softdep", modules.softdep_table()),
     ];
     for (name, table) in tables {
         archive.file(&format!("{base}/{name}"), 0o644, table.into_bytes())?;
     }
-    archive.file(FIRMWARE_LIST, 0o644, firmware_list(modules).into_bytes())?;
     archive.file(SENTINEL, 0o644, Vec::new())?;
     Ok(archive)
-}
-
-fn firmware_list(modules: &Set<'_>) -> String {
-    let mut out = String::new();
-    for (module, files) in modules.firmware() {
-        for file in files {
-            out.push_str(&format!("{module}\t{file}\n"));
-        }
-    }
-    out
 }
 
 /// The archive as one zstd frame; what carries it to the machine has checksums of its own.

@@ -34,16 +34,6 @@ pub fn parse(section: &[u8]) -> Modinfo {
     info
 }
 
-/// The aliases in a `modules.builtin.modinfo`, whose keys are `module.key`: pairs of (alias, module).
-pub fn builtin_aliases(file: &[u8]) -> Vec<(String, String)> {
-    pairs(file)
-        .filter_map(|(key, value)| {
-            let module = key.strip_suffix(".alias")?;
-            Some((value.to_owned(), canonical(module)))
-        })
-        .collect()
-}
-
 /// A module's name as the kernel writes it: file names may have hyphens where it has underscores.
 pub fn canonical(name: &str) -> String {
     name.replace('-', "_")
@@ -61,7 +51,7 @@ fn pairs(section: &[u8]) -> impl Iterator<Item = (&str, &str)> {
 }
 
 fn push_new(list: &mut Vec<String>, value: &str) {
-    // A line break or a blank would forge a line of the text tables made from these.
+    // A line break would forge a line of the text tables made from these.
     let plain = !value.is_empty() && !value.chars().any(char::is_control);
     if plain && !list.iter().any(|known| known == value) {
         list.push(value.to_owned());
@@ -105,21 +95,10 @@ mod tests {
         );
     }
 
-    #[test]
-    fn builtin_aliases_name_their_module() {
-        let file = b"nvme.alias=pci:v*bc01sc08i02*\0nvme.license=GPL\0crc32c-intel.alias=crc32c\0";
-        let expected = [("pci:v*bc01sc08i02*", "nvme"), ("crc32c", "crc32c_intel")];
-        assert_eq!(
-            builtin_aliases(file),
-            expected.map(|(a, m)| (a.to_owned(), m.to_owned()))
-        );
-    }
-
     proptest! {
         #[test]
         fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = parse(&bytes);
-            let _ = builtin_aliases(&bytes);
         }
     }
 }

@@ -99,26 +99,23 @@ pub struct Catalogue {
     modules: BTreeMap<String, Module>,
     /// Name and path, as `modules.builtin` has it.
     builtin: BTreeMap<String, String>,
-    builtin_aliases: Vec<(String, String)>,
 }
 
 impl Catalogue {
-    /// Indexes files by their paths below `lib/modules/VERSION`: `*.ko` with or without compression,
-    /// `modules.builtin` and `modules.builtin.modinfo`; other files are passed over.
+    /// Indexes files by their paths below `lib/modules/VERSION`: `*.ko` with or without compression, and
+    /// `modules.builtin`; other files are passed over.
     pub fn index(files: impl IntoIterator<Item = (String, Vec<u8>)>) -> Result<Self, ModulesError> {
         let mut catalogue = Self::default();
         for (path, content) in files {
-            match path.as_str() {
-                "modules.builtin" => {
-                    let paths = String::from_utf8_lossy(&content);
-                    catalogue.builtin = paths
-                        .lines()
-                        .map(|path| (name_of(path), path.to_owned()))
-                        .collect();
-                }
-                "modules.builtin.modinfo" => catalogue.builtin_aliases = modinfo::builtin_aliases(&content),
-                _ => catalogue.add(&path, content)?,
+            if path != "modules.builtin" {
+                catalogue.add(&path, content)?;
+                continue;
             }
+            let paths = String::from_utf8_lossy(&content);
+            catalogue.builtin = paths
+                .lines()
+                .map(|path| (name_of(path), path.to_owned()))
+                .collect();
         }
         Ok(catalogue)
     }
@@ -204,10 +201,7 @@ impl Catalogue {
             open.extend(module.info.softdeps.iter().flat_map(|line| self.companions(line)));
             members.insert(name.as_str(), module);
         }
-        let set = Set {
-            catalogue: self,
-            members,
-        };
+        let set = Set { members };
         // Orders every member once, so that a cycle is an error here and not a surprise later.
         for name in set.members.keys() {
             set.load_order(name)?;
@@ -247,7 +241,6 @@ const ASKED: &[(&str, &str, &str)] = &[
 /// Some modules of a [`Catalogue`], closed under dependencies.
 #[derive(Clone, Debug)]
 pub struct Set<'a> {
-    catalogue: &'a Catalogue,
     members: BTreeMap<&'a str, &'a Module>,
 }
 
@@ -346,23 +339,6 @@ impl<'a> Set<'a> {
 
     fn lines(&self, of: impl Fn(&str, &Modinfo) -> String) -> String {
         self.iter().map(|(name, module)| of(name, &module.info)).collect()
-    }
-
-    /// `modules.builtin`: the paths that the drivers inside the kernel would have as modules, one a line.
-    pub fn builtin_table(&self) -> String {
-        self.catalogue
-            .builtin
-            .values()
-            .map(|path| format!("{path}\n"))
-            .collect()
-    }
-
-    /// `modules.builtin.alias`: as [`alias_table`](Self::alias_table), for drivers inside the kernel.
-    pub fn builtin_alias_table(&self) -> String {
-        let aliases = self.catalogue.builtin_aliases.iter();
-        aliases
-            .map(|(alias, module)| format!("alias {alias} {module}\n"))
-            .collect()
     }
 
     /// The firmware that each module may ask for; modules that need none are left out.

@@ -379,17 +379,19 @@ pub fn prune(profile_dir: &Path, now: SystemTime) -> Result<Vec<String>, Release
 /// Removes `name` in one step as far as others see it: a release is whole or not there.
 fn remove(profile_dir: &Path, name: &str) -> Result<(), ReleaseError> {
     let path = profile_dir.join(name);
-    let gone = match is_scratch(name) {
-        true => path.clone(),
-        false => profile_dir.join(format!(".{name}.gone")),
+    let gone = if is_scratch(name) {
+        path.clone()
+    } else {
+        profile_dir.join(format!(".{name}.gone"))
     };
     let remove = || {
         if gone != path {
             fs::rename(&path, &gone)?;
         }
-        match gone.is_dir() {
-            true => fs::remove_dir_all(&gone),
-            false => fs::remove_file(&gone),
+        if gone.is_dir() {
+            fs::remove_dir_all(&gone)
+        } else {
+            fs::remove_file(&gone)
         }
     };
     remove().map_err(|source| ReleaseError::Remove { path, source })

@@ -245,7 +245,7 @@ fn sync(disk: &mut dyn Disk) -> Result<(), Failed> {
 }
 
 /// How a disk is divided.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug)]
 struct Table {
     kind: &'static str,
     partitions: usize,
@@ -256,40 +256,43 @@ struct Table {
 /// Reads the table, whatever is left of it: GPT by its first or second header, in either block size, and MBR. What cannot be read leads
 /// nowhere, and is zeroed as everything else: that may be what makes it readable again.
 fn read_table(disk: &mut dyn Disk) -> Table {
-    let mut table = Table::default();
+    let mut places = Vec::new();
     let own = disk.block();
-    for block in [own, if own == 512 { 4096 } else { 512 }] {
-        if let Some(gpt) = read_gpt(disk, block) {
-            table.kind = "gpt";
-            let block = u64::from(block);
-            let bytes = |partition: gpt::Partition| {
-                partition.first.saturating_mul(block)..partition.last.saturating_add(1).saturating_mul(block)
-            };
-            table.places.extend(gpt.partitions().map(bytes));
-            break;
-        }
+    let other = if own == 512 { 4096 } else { 512 };
+    let found = [own, other].into_iter().find_map(|block| read_gpt(disk, block));
+    if let Some(gpt) = &found {
+        let block = u64::from(gpt.block());
+        let bytes = |partition: gpt::Partition| {
+            partition.first.saturating_mul(block)..partition.last.saturating_add(1).saturating_mul(block)
+        };
+        places.extend(gpt.partitions().map(bytes));
     }
+    let listed = places.len();
     let sector = read(disk, 0, 512).unwrap_or_else(|| vec![0; 512]);
-    // Beside a GPT there may be records for some of its partitions.
-    if table.kind.is_empty() && !mbr::records(&sector).is_empty() {
-        table.kind = "mbr";
-    }
-    table.partitions = table.places.len();
+    let records = mbr::records(&sector);
     let block = u64::from(own);
-    let mut logical = 0;
-    for record in mbr::records(&sector) {
-        let first = u64::from(record.first) * block;
+    let mut recorded = 0;
+    for record in &records {
         if record.is_extended() {
-            logical += read_logical(disk, record.first, &mut table.places);
-        } else if record.first > 1 {
-            table.places.push(first..record.end() * block);
+            recorded += read_logical(disk, record.first, &mut places);
+            continue;
         }
-        if table.kind == "mbr" && !record.is_extended() {
-            table.partitions += 1;
+        recorded += 1;
+        if record.first > 1 {
+            places.push(u64::from(record.first) * block..record.end() * block);
         }
     }
-    table.partitions += logical;
-    table
+    // Beside a GPT there may be records for some of its partitions.
+    let (kind, partitions) = match found {
+        Some(_) => ("gpt", listed),
+        None if records.is_empty() => ("", 0),
+        None => ("mbr", recorded),
+    };
+    Table {
+        kind,
+        partitions,
+        places,
+    }
 }
 
 /// Follows the chain of logical partitions from the first block of their box: each block has a record for one partition, counted

@@ -78,7 +78,7 @@ pub struct SystemPartition {
     pub signature: Signature,
 }
 
-/// True if the machine was booted by UEFI.
+/// True if the machine was booted by UEFI: then, and only then, the kernel makes this directory.
 pub fn is_uefi(root: &Root) -> bool {
     root.sys("firmware/efi").is_dir()
 }

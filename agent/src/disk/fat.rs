@@ -30,7 +30,17 @@ pub enum FatError {
     Broken(&'static str),
     /// The disk failed.
     #[error("read it")]
-    Read(#[from] io::Error),
+    Read(#[source] io::Error),
+}
+
+impl From<io::Error> for FatError {
+    fn from(error: io::Error) -> FatError {
+        match error.kind() {
+            // It says that it goes on behind the end of its partition.
+            io::ErrorKind::UnexpectedEof => FatError::Broken("size"),
+            _ => FatError::Read(error),
+        }
+    }
 }
 
 /// How cluster numbers are written down.

@@ -114,7 +114,6 @@ struct Header {
     count: u32,
     entry_len: u32,
     entries_checksum: u32,
-    header_len: u32,
 }
 
 /// A whole table. What it does not understand of entries it keeps.
@@ -157,8 +156,7 @@ impl Header {
         if bytes.len() < HEADER || !bytes.starts_with(SIGNATURE) {
             return Err(GptError::Missing);
         }
-        let header_len = word(bytes, 12);
-        let len = usize::try_from(header_len).unwrap_or(usize::MAX);
+        let len = usize::try_from(word(bytes, 12)).unwrap_or(usize::MAX);
         if len < HEADER || len > bytes.len() {
             return Err(GptError::Field("header length"));
         }
@@ -177,7 +175,6 @@ impl Header {
             count: word(bytes, 80),
             entry_len: word(bytes, 84),
             entries_checksum: word(bytes, 88),
-            header_len,
         };
         let power = header.entry_len.is_power_of_two() && (128..=4096).contains(&header.entry_len);
         if !power || header.count == 0 || header.count > MOST_ENTRIES {

@@ -271,9 +271,10 @@ fn choose(meant: &DiskId, disks: Vec<Described>) -> Result<Described, Refused> {
         .map(shown);
     let mut found: Vec<Described> = disks.into_iter().filter(is_it).collect();
     // A name goes from one disk to another, so it says nothing where there is a path.
-    let closer: &dyn Fn(&Described) -> bool = match meant.by_path.is_empty() {
-        true => &by_name,
-        false => &by_path,
+    let closer: &dyn Fn(&Described) -> bool = if meant.by_path.is_empty() {
+        &by_name
+    } else {
+        &by_path
     };
     if found.len() > 1 && found.iter().any(closer) {
         found.retain(closer);

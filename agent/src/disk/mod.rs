@@ -65,7 +65,7 @@ pub trait Disk: Send {
     fn reread_table(&mut self) -> io::Result<()>;
 }
 
-/// Fills `into` from `offset`, neither of which must be a multiple of the disk's block size.
+/// Fills `into` from `offset`; neither its length nor the offset need be a multiple of the disk's block size.
 ///
 /// # Errors
 /// As [`Disk::read_at`].

@@ -4,7 +4,7 @@ use std::{
     cell::Cell,
     io::{self, BufRead, Read},
     sync::{
-        OnceLock,
+        Mutex,
         atomic::{AtomicU64, Ordering},
         mpsc::{Receiver, SyncSender, sync_channel},
     },
@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     disk::aligned::Aligned,
+    sync::lock,
     work::{Stopped, Work},
 };
 
@@ -59,13 +60,14 @@ pub(super) struct Transfer {
 /// How far the network is: for the percentage.
 #[derive(Debug, Default)]
 struct Counters {
-    total: OnceLock<Option<u64>>,
+    /// As the server said last.
+    total: Mutex<Option<u64>>,
     transferred: AtomicU64,
 }
 
 impl Counters {
     fn total(&self) -> Option<u64> {
-        self.total.get().copied().flatten()
+        *lock(&self.total)
     }
 
     /// 0 to 100; 0 where it is not known.
@@ -86,8 +88,7 @@ struct Fork<'a> {
 
 impl Sink for Fork<'_> {
     fn expect(&mut self, total: Option<u64>) {
-        // Said once.
-        _ = self.counters.total.set(total);
+        *lock(&self.counters.total) = total;
     }
 
     fn take(&mut self, bytes: Bytes) -> bool {

@@ -69,7 +69,7 @@ impl Default for Patience {
 
 /// What takes the bytes.
 pub trait Sink {
-    /// So many will come, if the server says so. Called once, before the first bytes.
+    /// So many will come, if the server says so. Called before the first bytes, and again where an answer brought none.
     fn expect(&mut self, total: Option<u64>);
 
     /// The next bytes. False if no more are wanted.

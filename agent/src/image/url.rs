@@ -82,7 +82,9 @@ impl Url {
     /// As [`Url::parse`].
     pub fn join(&self, location: &str) -> Result<Url, UrlError> {
         let location = location.trim();
-        if location.contains("://") && !location.starts_with(['/', '?']) {
+        // Of the beginning only: a query may hold another URL.
+        let scheme = location.split_once("://").map(|(scheme, _)| scheme);
+        if scheme.is_some_and(|scheme| !scheme.contains(['/', '?', '#'])) {
             return Url::parse(location);
         }
         let origin = self.origin();
@@ -267,6 +269,7 @@ mod tests {
             ("//g:1/x", "https://g:1/x"),
             ("/x?y=http://z", "https://h:443/x?y=http://z"),
             ("x", "https://h:443/a/x"),
+            ("x?y=http://z", "https://h:443/a/x?y=http://z"),
             ("?q", "https://h:443/a/b?q"),
         ] {
             let url = from.join(location).unwrap();

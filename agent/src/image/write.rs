@@ -232,10 +232,12 @@ impl Writing<'_> {
                 .check_len(head.len() as u64)
                 .map_err(|source| Failure::Layout { source })?;
         }
-        let boots = match efi::is_uefi(self.root) {
-            true => layout.system_partition().map(drop),
-            false if whole[..mbr::PROGRAM].iter().all(|byte| *byte == 0) => Err(LayoutError::NoProgram),
-            false => Ok(()),
+        let boots = if efi::is_uefi(self.root) {
+            layout.system_partition().map(drop)
+        } else if is_zero(&whole[..mbr::PROGRAM]) {
+            Err(LayoutError::NoProgram)
+        } else {
+            Ok(())
         };
         boots.map_err(|source| Failure::Layout { source })?;
         Ok(layout)
@@ -286,7 +288,7 @@ impl Writing<'_> {
         let (system, part) = layout
             .system_partition()
             .map_err(|source| Failure::Layout { source })?;
-        let mut read = |at: u64, into: &mut [u8]| held.read(part.start.saturating_add(at), into);
+        let mut read = within(held, part.start, part.len);
         let loader = boot::loader(&mut read).map_err(|source| Failure::Boot { source })?;
         Ok(Some((system, loader)))
     }
@@ -314,14 +316,20 @@ fn disk_failed(what: &'static str) -> impl Fn(io::Error) -> Failure {
     move |source| Failure::Disk { what, source }
 }
 
+/// Reads from the partition of `len` bytes that begins at `start`, and nothing of what follows it.
+fn within(held: &mut Held<'_>, start: u64, len: u64) -> impl FnMut(u64, &mut [u8]) -> io::Result<()> {
+    move |at, into| {
+        if at.saturating_add(into.len() as u64) > len {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        held.read(start.saturating_add(at), into)
+    }
+}
+
 /// The partition that the image has for the config drive, by its own name or by its file system's.
 fn kept_for_config_drive(held: &mut Held<'_>, layout: &Layout) -> Result<Option<Part>, Failure> {
     for part in layout.parts() {
-        // What follows the partition is none of it.
-        let mut read = |at: u64, into: &mut [u8]| match at.saturating_add(into.len() as u64) <= part.len {
-            true => held.read(part.start.saturating_add(at), into),
-            false => Err(io::ErrorKind::UnexpectedEof.into()),
-        };
+        let mut read = within(held, part.start, part.len);
         let label = boot::volume_label(&mut read).map_err(disk_failed("read it back"))?;
         // FAT has labels in upper case, as cloud-init knows.
         let is_its = |name: &str| name.eq_ignore_ascii_case(config_drive::LABEL);

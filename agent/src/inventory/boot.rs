@@ -5,11 +5,10 @@ use muster_proto::{
     inventory::{Boot, BootMode},
 };
 
-use crate::sys::Root;
+use crate::{disk::efi, sys::Root};
 
 pub(super) fn collect(root: &Root, mac: Option<Mac>, uptime: Duration) -> Boot {
-    // The kernel makes this directory if and only if UEFI handed it over.
-    let mode = if root.sys("firmware/efi").is_dir() {
+    let mode = if efi::is_uefi(root) {
         BootMode::Uefi
     } else {
         BootMode::Bios

@@ -9,7 +9,8 @@ const MAX: usize = 100;
 #[derive(Debug, Default)]
 pub(super) struct Warnings {
     kept: Vec<Warning>,
-    dropped: BTreeSet<&'static str>,
+    /// The collectors of those that were dropped, and how many these are.
+    dropped: BTreeSet<String>,
     dropped_count: usize,
 }
 
@@ -25,15 +26,18 @@ impl Warnings {
 
     /// With those that were collected apart.
     pub(super) fn append(&mut self, others: Warnings) {
-        for warning in others.kept {
-            if self.kept.len() == MAX {
-                self.dropped_count += 1;
-            } else {
-                self.kept.push(warning);
-            }
-        }
+        others.kept.into_iter().for_each(|warning| self.add(warning));
         self.dropped.extend(others.dropped);
         self.dropped_count += others.dropped_count;
+    }
+
+    fn add(&mut self, warning: Warning) {
+        if self.kept.len() < MAX {
+            self.kept.push(warning);
+        } else {
+            self.dropped.insert(warning.collector);
+            self.dropped_count += 1;
+        }
     }
 
     /// All of them, at most [`MAX`] and one that counts the others.
@@ -81,15 +85,30 @@ impl Subject<'_> {
 
     /// A warning in words.
     pub(super) fn say(&mut self, message: impl Display) {
-        if self.warnings.kept.len() == MAX {
-            self.warnings.dropped.insert(self.collector);
-            self.warnings.dropped_count += 1;
-            return;
-        }
-        self.warnings.kept.push(Warning {
+        self.warnings.add(Warning {
             collector: self.collector.to_owned(),
             subject: text::clean(self.subject.as_bytes()),
             message: text::clean(message.to_string().as_bytes()),
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_warnings_that_are_too_many_the_last_one_counts_the_rest_and_names_their_collectors() {
+        let mut all = Warnings::default();
+        // As disks are read: each with warnings of its own.
+        for disk in 0..MAX + 5 {
+            let mut said = Warnings::default();
+            said.on("disks", &format!("sd{disk}")).say("broken");
+            all.append(said);
+        }
+        all.on("memory", "meminfo").say("broken");
+        let warnings = all.finish();
+        assert_eq!(warnings.len(), MAX + 1);
+        assert_eq!(warnings[MAX].message, "6 more warnings, from disks, memory");
     }
 }

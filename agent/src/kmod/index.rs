@@ -85,9 +85,10 @@ impl Index {
     /// The modules that `word` means: the one of that name, else all that have it as an alias, such as those of a cipher (`crc32c`).
     pub fn called(&self, word: &str) -> Vec<Name> {
         let name = name(word);
-        match self.modules.contains_key(&name) {
-            true => vec![name],
-            false => self.serving(word).cloned().collect(),
+        if self.modules.contains_key(&name) {
+            vec![name]
+        } else {
+            self.serving(word).cloned().collect()
         }
     }
 

@@ -18,6 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use muster_proto::Chain;
 use nix::{
     errno::Errno,
     kmod::{ModuleInitFlags, finit_module},
@@ -38,7 +39,7 @@ const PARALLEL: usize = 8;
 /// What is known of the machine's devices.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Devices {
-    /// True if everything seems to have been found: worth to begin with the inventory, which may turn out too early.
+    /// True if everything seems to have been found: worth beginning the inventory, which may turn out to be too early.
     pub calm: bool,
     /// True once everything that was plugged in at the start has been found.
     pub settled: bool,
@@ -130,8 +131,12 @@ fn kernel_release() -> PathBuf {
 
 fn read_index(directory: &Path) -> Index {
     let read = |file: &str| match sys::head(&directory.join(file), INDEX_LIMIT) {
-        Ok(bytes) => String::from_utf8(bytes).unwrap_or_default(),
-        Err(_) => String::new(),
+        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        Err(error) => {
+            // Without its drivers the machine may never be heard of: the console must say why.
+            tracing::error!("{}; the drivers that it lists are not loaded", Chain(&error));
+            String::new()
+        }
     };
     Index::parse(
         &read("modules.dep"),
@@ -213,7 +218,7 @@ impl Loading {
             Ok(Fate::NotNeeded) => {}
             Err(error) => {
                 self.failed += 1;
-                tracing::warn!("{}", muster_proto::Chain(error));
+                tracing::warn!("{}", Chain(error));
             }
         }
     }
@@ -301,14 +306,12 @@ impl Loading {
     }
 
     fn deadline(&self) -> Duration {
-        match self.schedule.is_idle() {
-            // What the last driver found has its time to appear, too.
-            true => {
-                let loaded = self.loaded_at.saturating_duration_since(self.started);
-                settle::DEADLINE.max(loaded.min(settle::LOADING) + settle::EMPTY_HOST)
-            }
-            false => settle::LOADING,
+        if !self.schedule.is_idle() {
+            return settle::LOADING;
         }
+        // What the last driver found has its time to appear, too.
+        let loaded = self.loaded_at.saturating_duration_since(self.started);
+        settle::DEADLINE.max(loaded.min(settle::LOADING) + settle::EMPTY_HOST)
     }
 }
 
@@ -357,6 +360,21 @@ pub async fn settled(devices: &mut watch::Receiver<Devices>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{console::Console, sys::tree::Tree};
+
+    #[test]
+    fn a_ramdisk_whose_modules_cannot_be_found_says_so() {
+        let tree = Tree::new().file("lib/modules/6.1/modules.dep", b"kernel/a.ko:\nkernel/\xff.txt\n");
+        let console = Console::of_the_kernel(&tree.root());
+        let index = |release: &str| {
+            tracing::subscriber::with_default(console.clone(), || read_index(&tree.root().modules(release)))
+        };
+        assert_eq!(index("6.1").len(), 1);
+        let said = |file: &str| console.recent().iter().filter(|line| line.contains(file)).count();
+        assert_eq!((said("6.1/modules.dep"), said("6.1/modules.alias")), (0, 1));
+        assert!(index("6.2").is_empty());
+        assert_eq!(said("6.2/modules.dep"), 1);
+    }
 
     #[test]
     fn a_module_that_is_waited_for_no_longer_is_known_until_it_is_loaded() {

@@ -47,10 +47,8 @@ impl Uevent {
     /// From the bytes of one datagram; `None` for anything else than a kernel event.
     pub fn parse(datagram: &[u8]) -> Option<Uevent> {
         let mut strings = datagram.split(|byte| *byte == 0).map(String::from_utf8_lossy);
-        let (_action, _path) = strings
-            .next()?
-            .split_once('@')
-            .map(|(action, path)| (action.len(), path.len()))?;
+        // `add@/devices/…`; the same follows by name.
+        strings.next()?.split_once('@')?;
         let mut event = Uevent::default();
         for string in strings {
             let Some((key, value)) = string.split_once('=') else {

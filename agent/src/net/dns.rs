@@ -218,10 +218,12 @@ fn parse(message: &[u8], query: &[u8]) -> Option<Heard> {
     let is_truncated = header[2] & 2 != 0;
     let mut found = Vec::new();
     let is_whole = read_addresses(message, query.len(), count, &mut found).is_some();
-    match found.is_empty() {
-        false => Some(Heard::Whole(Answer::Addresses(found))),
-        true if is_truncated => Some(Heard::Truncated),
-        true => is_whole.then_some(Heard::Whole(Answer::None { code })),
+    if !found.is_empty() {
+        Some(Heard::Whole(Answer::Addresses(found)))
+    } else if is_truncated {
+        Some(Heard::Truncated)
+    } else {
+        is_whole.then_some(Heard::Whole(Answer::None { code }))
     }
 }
 

@@ -72,9 +72,10 @@ impl Setup {
         let work = move || {
             let mut again: BTreeMap<u32, Due> = BTreeMap::new();
             loop {
-                let order = match again.is_empty() {
-                    true => rx.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                    false => rx.recv_timeout(pause),
+                let order = if again.is_empty() {
+                    rx.recv().map_err(|_| RecvTimeoutError::Disconnected)
+                } else {
+                    rx.recv_timeout(pause)
                 };
                 let due = match order {
                     Err(RecvTimeoutError::Disconnected) => return,
@@ -235,10 +236,10 @@ mod tests {
             Duration::ZERO,
             move |_| {
                 asked.send("asked").unwrap();
-                match refused.contains(&number.fetch_add(1, Ordering::SeqCst)) {
-                    true => Err(io::ErrorKind::Other.into()),
-                    false => Ok(()),
+                if refused.contains(&number.fetch_add(1, Ordering::SeqCst)) {
+                    return Err(io::ErrorKind::Other.into());
                 }
+                Ok(())
             },
             move |_, _| used.send("used").unwrap(),
         )

@@ -90,7 +90,7 @@ impl Ramdisk {
         (self.network.borrow().clone(), self.devices.borrow().clone())
     }
 
-    /// Waits until it is worth to look at everything.
+    /// Waits until it is worth looking at everything.
     async fn seem_found(&mut self) {
         if self.devices.wait_for(|devices| devices.calm).await.is_err() {
             // Nobody looks for devices: what is there now is all there will be.

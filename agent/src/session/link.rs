@@ -43,6 +43,13 @@ pub(super) enum Stop {
     Later,
 }
 
+/// Why one try of a call brought no answer.
+enum NoAnswer {
+    /// It gave way to something.
+    GaveWay(Stop),
+    Failed(http::CallError),
+}
+
 /// What is called, and how long it may take.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Call {
@@ -228,7 +235,7 @@ impl<M: Machine> Link<M> {
         let mut failed_endpoints = 0;
         loop {
             let error = match self.once(call, body).await {
-                Ok(Ok(answer)) => {
+                Ok(answer) => {
                     self.backoff.reset();
                     self.distrust.trusted(self.at);
                     self.refused_by.clear();
@@ -237,8 +244,8 @@ impl<M: Machine> Link<M> {
                     self.refusals = 0;
                     return Ok(answer);
                 }
-                Ok(Err(stop)) => return Err(stop),
-                Err(error) => error,
+                Err(NoAnswer::GaveWay(stop)) => return Err(stop),
+                Err(NoAnswer::Failed(error)) => error,
             };
             tracing::warn!("{}", Chain(&error));
             if error.broke_connection() {
@@ -285,8 +292,9 @@ impl<M: Machine> Link<M> {
         }
     }
 
-    /// True if another controller is asked before the session ends, until all have refused it in a row: one whose clock is wrong takes a good certificate or token for ended, one
-    /// that was not renewed speaks another protocol, and a write that ends in the middle leaves nothing that boots.
+    /// True if another controller is asked before the session ends, until all have refused it in a row: one whose clock is wrong takes a good
+    /// certificate or token for ended, one that was not renewed speaks another protocol, and a write that ends in the middle leaves nothing
+    /// that boots.
     fn asks_another(&mut self) -> bool {
         self.refused_by.insert(self.at);
         self.times_refused += 1;
@@ -318,8 +326,8 @@ impl<M: Machine> Link<M> {
         }
     }
 
-    /// One try; inside: whether it gave way to something.
-    async fn once<B, A>(&mut self, call: Call, body: &B) -> Result<Result<A, Stop>, http::CallError>
+    /// One try.
+    async fn once<B, A>(&mut self, call: Call, body: &B) -> Result<A, NoAnswer>
     where
         B: Serialize + Sync,
         A: DeserializeOwned + Send,
@@ -328,7 +336,7 @@ impl<M: Machine> Link<M> {
             // What has ended already is known before a request begins that would be broken off.
             tokio::select! {
                 biased;
-                () = self.job_ended.notified() => return Ok(Err(Stop::JobEnded)),
+                () = self.job_ended.notified() => return Err(NoAnswer::GaveWay(Stop::JobEnded)),
                 () = std::future::ready(()) => {}
             }
         }
@@ -338,15 +346,16 @@ impl<M: Machine> Link<M> {
             .filter(|connection| !connection.is_closed());
         let mut connection = match connection {
             Some(connection) => connection,
-            None => self.connect().await?,
+            None => self.connect().await.map_err(NoAnswer::Failed)?,
         };
+        let gave_way = |stop| Err(NoAnswer::GaveWay(stop));
         let answer = tokio::select! {
-            () = self.job_ended.notified(), if call.gives_way => Ok(Err(Stop::JobEnded)),
-            () = self.machine.changed(), if call.gives_way && !self.is_working => Ok(Err(Stop::Changed)),
-            answer = connection.post(call.path, body, call.patience) => answer.map(Ok),
+            () = self.job_ended.notified(), if call.gives_way => gave_way(Stop::JobEnded),
+            () = self.machine.changed(), if call.gives_way && !self.is_working => gave_way(Stop::Changed),
+            answer = connection.post(call.path, body, call.patience) => answer.map_err(NoAnswer::Failed),
         };
         // HTTP/1.1 cannot take a request back.
-        if !matches!(answer, Ok(Err(_))) {
+        if !matches!(answer, Err(NoAnswer::GaveWay(_))) {
             self.connection = Some(connection);
         }
         answer

@@ -236,20 +236,20 @@ impl<M: Machine> Session<M> {
         let mut report = true;
         loop {
             let turn = if report {
-                self.report().await.map(|_| ())
+                self.report().await
             } else {
                 self.turn().await
             };
             report = match turn {
-                Ok(()) | Err(Stop::JobEnded | Stop::Later) => false,
+                Ok(()) | Err(Stop::Dropped(_) | Stop::JobEnded | Stop::Later) => false,
                 Err(Stop::Changed) => true,
                 Err(stop) => return stop,
             };
         }
     }
 
-    /// Sends the inventory. Inside: whether the controller took it.
-    async fn report(&mut self) -> Result<Result<(), Problem>, Stop> {
+    /// Sends the inventory; [`Stop::Dropped`] if the controller does not accept it.
+    async fn report(&mut self) -> Result<(), Stop> {
         let inventory = self.link.machine.inventory().await;
         let Inventory { disks, nics, .. } = &inventory;
         tracing::info!(
@@ -267,18 +267,12 @@ impl<M: Machine> Session<M> {
                 answer => break answer,
             }
         };
-        match answer {
-            Ok(response) => {
-                self.link.told_time(response.time);
-                tracing::info!(step = "inventory-sent");
-                Ok(Ok(()))
-            }
-            Err(Stop::Dropped(problem)) => {
-                tracing::error!("the controller does not accept the inventory: {problem}");
-                Ok(Err(problem))
-            }
-            Err(stop) => Err(stop),
+        if let Err(Stop::Dropped(problem)) = &answer {
+            tracing::error!("the controller does not accept the inventory: {problem}");
         }
+        self.link.told_time(answer?.time);
+        tracing::info!(step = "inventory-sent");
+        Ok(())
     }
 
     /// One poll, and what it orders.
@@ -434,16 +428,16 @@ impl<M: Machine> Session<M> {
         let job = match &command.action {
             Action::Inspect => {
                 let outcome = match self.report().await {
-                    Ok(Ok(())) => Outcome::Done,
+                    Ok(()) => Outcome::Done,
+                    Err(Stop::Dropped(problem)) => Outcome::Failed {
+                        message: format!("send the inventory: {problem}"),
+                        failure: Failure::Temporary,
+                    },
                     Err(stop) => {
                         // It is given again once there is a session again.
                         self.jobs.forget(&command.id);
                         return Err(stop);
                     }
-                    Ok(Err(problem)) => Outcome::Failed {
-                        message: format!("send the inventory: {problem}"),
-                        failure: Failure::Temporary,
-                    },
                 };
                 return self.finish(&command.id, outcome).await;
             }

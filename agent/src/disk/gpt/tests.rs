@@ -29,7 +29,6 @@ pub(crate) fn disk(blocks: u64, block: u32, partitions: &[(u64, u64, Guid, &str)
             count: 128,
             entry_len: 128,
             entries_checksum: 0,
-            header_len: 92,
         },
         entries,
     };

@@ -35,6 +35,20 @@ fn a_uefi_machine_is_not_left_with_what_it_cannot_boot() {
 }
 
 #[test]
+fn a_loader_is_not_looked_for_behind_the_end_of_its_partition() {
+    let mut whole = image(BLOCK);
+    // The same with a partition that holds the file system's own tables, and nothing that these lead to.
+    let blocks = 8 * MIB as u64 / 512;
+    let cut = gpt_tests::disk(blocks, BLOCK, &[(2048, 2048 + 21, Guid::ESP, "EFI")]);
+    whole[..MIB].copy_from_slice(&cut[..MIB]);
+    let mut trial = Trial::of(whole);
+    trial.tree = uefi();
+    let refused = trial.fails(&mut old_disk(BLOCK), After::Unbootable);
+    let told = Chain(&refused).to_string();
+    assert!(told.contains("its size is invalid"), "{told}");
+}
+
+#[test]
 fn a_firmware_that_takes_no_entry_is_a_warning_if_it_finds_the_loader_itself() {
     let mut trial = Trial::of(image(BLOCK));
     trial.tree = Tree::new().directory("sys/firmware/efi");

@@ -279,6 +279,27 @@ fn an_image_that_swells_beyond_the_disk_is_refused() {
 }
 
 #[test]
+fn an_answer_that_brings_nothing_says_nothing_of_how_long_the_image_is() {
+    let trial = Trial::of(image(BLOCK));
+    let fetch = |sink: &mut dyn Sink| {
+        // Its connection broke at once, and another server has something else under that name.
+        sink.expect(Some(64 * MIB as u64));
+        let bytes = trial.packed.len() as u64;
+        sink.expect(Some(bytes));
+        sink.take(trial.packed.clone().into());
+        Ok(Got { bytes, is_told: true })
+    };
+    let writing = Writing {
+        wanted: trial.wanted.clone(),
+        config_drive: None,
+        root: &trial.tree.root(),
+        work: &trial.work,
+    };
+    let written = writing.write(&mut old_disk(BLOCK), fetch, &mut After::Untouched);
+    assert_eq!(written.unwrap().image, trial.packed.len() as u64);
+}
+
+#[test]
 fn a_source_that_fails_is_to_blame_and_not_the_half_that_came() {
     let trial = Trial::of(zstd(&image(BLOCK)));
     let mut disk = old_disk(BLOCK);
