@@ -28,13 +28,13 @@ use rustls::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, watch},
+    sync::watch,
     time::timeout,
 };
 use tokio_rustls::TlsAcceptor;
 
 use self::review::{Reviewer, Verdict};
-use crate::{lease::Standing, metrics::Registry, quota::Quota, watches::Watches};
+use crate::{lease::Standing, metrics::Registry, places::Places, watches::Watches};
 
 mod review;
 
@@ -196,14 +196,9 @@ impl Admin {
 
     /// Serves until dropped.
     pub async fn run(self) {
-        let slots = Arc::new(Semaphore::new(CONNECTIONS));
-        let by_address = Quota::new(OF_ADDRESS);
+        let places = Places::new(self.service.shown(), CONNECTIONS, OF_ADDRESS);
         loop {
-            let slot = slots
-                .clone()
-                .acquire_owned()
-                .await
-                .expect("the semaphore is never closed");
+            let place = places.next().await;
             let (stream, peer) = match self.listener.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) => {
@@ -213,12 +208,12 @@ impl Admin {
                     continue;
                 }
             };
-            let Some(counted) = by_address.take(peer.ip().to_canonical()) else {
+            let Some(share) = places.share(peer.ip()) else {
                 continue;
             };
             let connection = connection(stream, self.state.clone(), self.service.clone());
             tokio::spawn(async move {
-                let _place = (slot, counted);
+                let _held = (place, share);
                 if timeout(LIFE, connection).await.is_err() {
                     tracing::debug!(%peer, "a probe connection lasted too long and is closed");
                 }
@@ -361,6 +356,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
+    use crate::log::said::Said;
 
     async fn get(at: SocketAddr, path: &str) -> String {
         let mut stream = tokio::net::TcpStream::connect(at).await.unwrap();
@@ -374,6 +370,7 @@ mod tests {
     /// One that asks and does not read, or says nothing, is no reason for the kubelet to end us.
     #[tokio::test]
     async fn one_address_cannot_hold_every_place() {
+        let said = Said::listen();
         let (_more, ready) = watch::channel(true);
         let state = State {
             registry: Arc::new(crate::metrics::registry()),
@@ -404,6 +401,40 @@ mod tests {
             .expect("in time")
             .unwrap();
         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        let refused = [
+            "WARN",
+            "probes (--admin-listen)",
+            "has 8 connections",
+            "client=127.0.0.1",
+        ];
+        said.until(&refused).await;
+    }
+
+    /// A scraper that is locked out would be noticed nowhere else.
+    #[tokio::test]
+    async fn who_holds_every_place_is_told() {
+        let said = Said::listen();
+        let state = State {
+            registry: Arc::new(crate::metrics::registry()),
+            ready: watch::channel(true).1,
+            watches: Watches::default(),
+            standing: None,
+        };
+        let admin = Admin::bind(([127, 0, 0, 1], 0).into(), state, true)
+            .await
+            .unwrap();
+        let at = admin.address().unwrap();
+        let serving = tokio::spawn(admin.run());
+        let mut silent = Vec::new();
+        for number in 0..CONNECTIONS {
+            let [_, _, _, last] = u32::try_from(number / OF_ADDRESS + 2).unwrap().to_be_bytes();
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.bind(([127, 0, 0, last], 0).into()).unwrap();
+            silent.push(socket.connect(at).await.unwrap());
+        }
+        said.until(&["WARN", "all 32 places", "127.0.0.2 (8), 127.0.0.3 (8)"])
+            .await;
+        serving.abort();
     }
 
     #[tokio::test]

@@ -28,6 +28,7 @@ pub mod metrics;
 mod multimap;
 mod patch;
 pub mod path;
+mod places;
 mod quota;
 mod retry;
 pub mod round;

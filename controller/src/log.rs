@@ -1,7 +1,13 @@
 //! Which decisions are worth a log line: each client's when it changes, and never more than a reader can bear, so that strangers
-//! cannot fill the disk with them.
+//! cannot fill the disk with them. What is done for clients is told of each within its share.
 
-use std::{collections::HashMap, hash::Hash, net::IpAddr, sync::Mutex, time::Duration};
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    net::{IpAddr, Ipv4Addr},
+    sync::Mutex,
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
@@ -10,12 +16,25 @@ use crate::{
     sync::lock,
 };
 
+#[cfg(test)]
+pub(crate) mod said;
+
 /// The most clients whose last decision is remembered.
 const MAX: usize = 4096;
 /// How many lines are said: many at once, then twenty a second.
 const LINES: Rate = Rate {
     burst: 100,
     every: Duration::from_millis(50),
+};
+/// How many lines one client's steps are: ten boots at once, then one boot in half a minute.
+const SHARE: Rate = Rate {
+    burst: 30,
+    every: Duration::from_secs(10),
+};
+/// How many lines the steps of all clients are: a thousand machines that boot at once, then as many as of anything else.
+const SHARES: Rate = Rate {
+    burst: 5000,
+    every: LINES.every,
 };
 
 /// Remembers what was last said of each client.
@@ -94,6 +113,60 @@ impl Refusals {
             Say::Line(left_out) => Some(left_out),
         }
     }
+
+    /// The same of what concerns every client, such as that there is no room.
+    pub(crate) fn say_to_all(&self, why: &str) -> Option<u64> {
+        self.say(IpAddr::V4(Ipv4Addr::UNSPECIFIED), why)
+    }
+}
+
+/// What one service did for its clients: each has a share of lines, so that one that asks without end hides nothing of another.
+#[derive(Debug)]
+pub(crate) struct Shares(Mutex<Clients>);
+
+#[derive(Debug)]
+struct Clients {
+    known: HashMap<IpAddr, Share>,
+    all: Bucket,
+}
+
+#[derive(Debug)]
+struct Share {
+    lines: Bucket,
+    left_out: u64,
+}
+
+impl Default for Shares {
+    fn default() -> Self {
+        Shares(Mutex::new(Clients {
+            known: HashMap::new(),
+            all: Bucket::new(Instant::now()),
+        }))
+    }
+}
+
+impl Shares {
+    /// Whether a step of `who` is to be said now, and how many of its steps were left out before.
+    pub(crate) fn say(&self, who: IpAddr) -> Option<u64> {
+        let (who, now) = (who.to_canonical(), Instant::now());
+        let mut clients = lock(&self.0);
+        let Clients { known, all } = &mut *clients;
+        if known.len() >= MAX && !known.contains_key(&who) {
+            known.retain(|_, share| !share.lines.is_full(now));
+            if known.len() >= MAX {
+                known.clear();
+            }
+        }
+        let share = known.entry(who).or_insert_with(|| Share {
+            lines: Bucket::new(now),
+            left_out: 0,
+        });
+        if share.lines.take(SHARE, now) && all.take(SHARES, now) {
+            return Some(std::mem::take(&mut share.left_out));
+        }
+        share.left_out += 1;
+        None
+    }
 }
 
 #[cfg(test)]
@@ -112,6 +185,26 @@ mod tests {
         assert!(refusals.say(one, "another reason").is_some());
         let names = (0..100_000).filter(|number| refusals.say(one, &number.to_string()).is_some());
         assert!(names.count() < 10_000);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_asks_without_end_has_few_lines_and_hides_nothing_of_another() {
+        let shares = Shares::default();
+        let (greedy, other) = (IpAddr::from([10, 77, 0, 9]), IpAddr::from([10, 77, 0, 8]));
+        let said = (0..100_000).filter(|_| shares.say(greedy).is_some());
+        assert_eq!(said.count(), 30);
+        assert_eq!(shares.say(other), Some(0));
+        tokio::time::advance(SHARE.every).await;
+        assert_eq!(shares.say(greedy), Some(99_970));
+        assert_eq!(shares.say(greedy), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn clients_without_end_have_few_lines_and_little_memory() {
+        let shares = Shares::default();
+        let said = (0..100_000_u32).filter(|at| shares.say(at.to_be_bytes().into()).is_some());
+        assert_eq!(said.count(), 5000);
+        assert!(lock(&shares.0).known.len() <= MAX);
     }
 
     #[test]

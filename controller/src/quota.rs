@@ -2,11 +2,15 @@
 
 use std::{
     collections::HashMap,
+    fmt,
     hash::Hash,
     sync::{Arc, Mutex, MutexGuard},
 };
 
 use crate::sync::lock;
+
+/// Of how many it is told what they have.
+const SHOWN: usize = 8;
 
 /// Counts by key; one that has none is not remembered.
 #[derive(Debug)]
@@ -37,6 +41,27 @@ impl<K: Eq + Hash + Clone> Quota<K> {
             counts: Arc::clone(self),
             key,
         })
+    }
+}
+
+impl<K: Eq + Hash + Ord + Clone + fmt::Display> Quota<K> {
+    /// Who has most, for the log: `10.0.0.9 (32), 10.0.0.7 (3) and 12 more`.
+    pub(crate) fn most(&self) -> String {
+        let mut all: Vec<(K, usize)> = self
+            .lock()
+            .iter()
+            .map(|(key, count)| (key.clone(), *count))
+            .collect();
+        all.sort_by(|(a, has), (b, more)| more.cmp(has).then_with(|| a.cmp(b)));
+        let shown = all
+            .iter()
+            .take(SHOWN)
+            .map(|(key, count)| format!("{key} ({count})"));
+        let mut text = shown.collect::<Vec<_>>().join(", ");
+        if let more @ 1.. = all.len().saturating_sub(SHOWN) {
+            text.push_str(&format!(" and {more} more"));
+        }
+        text
     }
 }
 
@@ -79,5 +104,18 @@ mod tests {
         drop(held);
         assert!(counts.take("a").is_some());
         assert!(counts.lock().is_empty(), "who has none is forgotten");
+    }
+
+    #[test]
+    fn who_has_most_is_told_first_and_not_everybody() {
+        let counts = Quota::new(3);
+        assert_eq!(counts.most(), "");
+        let mut held: Vec<_> = [2, 1, 2, 2].map(|key| counts.take(key)).into();
+        assert_eq!(counts.most(), "2 (3), 1 (1)");
+        held.extend((3..=10).map(|key| counts.take(key)));
+        assert_eq!(
+            counts.most(),
+            "2 (3), 1 (1), 3 (1), 4 (1), 5 (1), 6 (1), 7 (1), 8 (1) and 2 more"
+        );
     }
 }

@@ -19,10 +19,14 @@ use super::{
     ca::ClientCertificate,
     calls,
     edge::{Edge, Peer},
+    metrics::Metrics,
     routes,
     tls_stream::UnbufferedTls,
 };
-use crate::quota::{Quota, QuotaPermit};
+use crate::{
+    log::Refusals,
+    quota::{Quota, QuotaPermit},
+};
 
 /// How many of these one Server may have: a machine that was cut off leaves one behind, and its next boot another.
 const MAX_OF_KEY: usize = 4;
@@ -50,6 +54,26 @@ pub(super) struct Room {
     strangers: Arc<Semaphore>,
     by_key: Arc<Quota<String>>,
     by_address: Arc<Quota<IpAddr>>,
+    refusals: Arc<Refusals>,
+}
+
+/// Why there is no place for a connection.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+enum Full {
+    #[error(
+        "all {} places for connections without a certificate are taken",
+        MAX_STRANGERS
+    )]
+    Strangers,
+    #[error(
+        "this address has {} connections without a certificate, as many as one may have",
+        MAX_OF_ADDRESS
+    )]
+    Address,
+    #[error("all places for agents (--max-agents) are taken")]
+    Agents,
+    #[error("this agent has {} connections, as many as one may have", MAX_OF_KEY)]
+    Key,
 }
 
 impl Room {
@@ -61,20 +85,38 @@ impl Room {
             strangers: room(MAX_STRANGERS),
             by_key: Quota::new(MAX_OF_KEY),
             by_address: Quota::new(MAX_OF_ADDRESS),
+            refusals: Arc::default(),
         }
     }
 
     /// A place for a connection from `address` that has shown no certificate that counts, or none yet.
-    fn stranger(&self, address: IpAddr) -> Option<Seat> {
-        let permit = Arc::clone(&self.strangers).try_acquire_owned().ok()?;
-        Some(Seat::Stranger(permit, self.by_address.take(address)?))
+    fn stranger(&self, address: IpAddr) -> Result<Seat, Full> {
+        let permit = Arc::clone(&self.strangers).try_acquire_owned();
+        let permit = permit.map_err(|_| Full::Strangers)?;
+        let counted = self.by_address.take(address).ok_or(Full::Address)?;
+        Ok(Seat::Stranger(permit, counted))
     }
 
     /// A place for a connection that has shown the certificate of the key `fingerprint`. By the key: whoever holds an older session's takes no
     /// place from the newer one.
-    fn agent(&self, fingerprint: &str) -> Option<Seat> {
-        let permit = Arc::clone(&self.agents).try_acquire_owned().ok()?;
-        Some(Seat::Agent(permit, self.by_key.take(fingerprint.to_owned())?))
+    fn agent(&self, fingerprint: &str) -> Result<Seat, Full> {
+        let permit = Arc::clone(&self.agents).try_acquire_owned();
+        let permit = permit.map_err(|_| Full::Agents)?;
+        let counted = self.by_key.take(fingerprint.to_owned()).ok_or(Full::Key)?;
+        Ok(Seat::Agent(permit, counted))
+    }
+
+    /// Tells that a connection from `client` is closed because of this, and counts it in `metrics`.
+    fn turned_away(&self, full: Full, client: IpAddr, metrics: &Metrics) {
+        metrics.turned_away.inc();
+        let why = full.to_string();
+        let left_out = match full {
+            Full::Strangers | Full::Agents => self.refusals.say_to_all(&why),
+            Full::Address | Full::Key => self.refusals.say(client, &why),
+        };
+        let Some(left_out) = left_out else { return };
+        let held_by = matches!(full, Full::Strangers).then(|| self.by_address.most());
+        tracing::warn!(%client, held_by, left_out, "agents' port: {why}; next: connections are refused until one ends");
     }
 }
 
@@ -111,9 +153,12 @@ pub(super) async fn serve(
                 continue;
             }
         };
-        let Some(seat) = room.stranger(peer.ip()) else {
-            edge.metrics.turned_away.inc();
-            continue;
+        let seat = match room.stranger(peer.ip()) {
+            Ok(seat) => seat,
+            Err(full) => {
+                room.turned_away(full, peer.ip(), &edge.metrics);
+                continue;
+            }
         };
         let config = Arc::clone(&tls.borrow());
         let (edge, room) = (Arc::clone(&edge), room.clone());
@@ -132,8 +177,8 @@ enum ConnectionError {
     Handshake(#[source] std::io::Error),
     #[error("the handshake took too long")]
     Slow,
-    #[error("too many connections of all agents, or of this one")]
-    Full,
+    #[error("find a place")]
+    Full(#[source] Full),
     #[error("speak HTTP")]
     Http(#[source] std::io::Error),
 }
@@ -203,9 +248,9 @@ async fn meet(
     if let Some(Some(agent)) = &certificate
         && edge.is_agents(agent)
     {
-        seat = room.agent(&agent.fingerprint).ok_or_else(|| {
-            edge.metrics.turned_away.inc();
-            ConnectionError::Full
+        seat = room.agent(&agent.fingerprint).map_err(|full| {
+            room.turned_away(full, peer.ip(), &edge.metrics);
+            ConnectionError::Full(full)
         })?;
     }
     let agent = Peer {
@@ -229,6 +274,7 @@ fn over(edge: &Edge, is_agent: bool) -> Pin<Box<dyn Future<Output = ()> + Send>>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{log::said::Said, metrics::Registry};
 
     fn size_of_connection<A, B, C, D, E, F, Task>(_: fn(A, B, C, D, E, F) -> Task) -> usize {
         size_of::<Task>()
@@ -243,5 +289,27 @@ mod tests {
     fn a_connection_whose_poll_is_held_is_small() {
         let (task, poll) = (size_of_connection(connection), size_of_poll(routes::turn));
         assert!(task <= 560 && poll <= 680, "{task} and {poll} bytes");
+    }
+
+    #[test]
+    fn strangers_who_hold_every_place_are_told_and_not_once_for_each_they_keep_out() {
+        let said = Said::listen();
+        let metrics = Metrics::register(&mut Registry::default());
+        let room = Room::new(1);
+        let address = |number: u8| IpAddr::from([10, 77, 0, number]);
+        let mut held = Vec::new();
+        for number in 0..8 {
+            for _ in 0..MAX_OF_ADDRESS {
+                held.push(room.stranger(address(number)).unwrap());
+            }
+        }
+        for number in 8..108 {
+            let full = room.stranger(address(number)).unwrap_err();
+            room.turned_away(full, address(number), &metrics);
+        }
+        let full = ["WARN", "all 1024 places", "10.77.0.0 (128), 10.77.0.1 (128)"];
+        assert_eq!(said.count(&full), 1, "{}", said.text());
+        assert_eq!(said.text().lines().count(), 1);
+        assert_eq!(metrics.turned_away.get(), 100);
     }
 }

@@ -9,7 +9,7 @@
 //! segment, status    a Segment as it is used; what is told of how serving goes
 //! dhcp, tftp, http   the services
 //!   files, uki       the ramdisks on disk, one boot's UKI
-//!   workers, peers   their threads; which machine has which address, for the log
+//!   workers, peers   their threads; which machine has which address, and what was said, for the log
 //! wake               Wake-on-LAN
 //! ```
 

@@ -1,5 +1,5 @@
 //! Which machine has which address just now: kept so that each boot step's log line can name the machine.
-//! Nothing is ever decided by it.
+//! Nothing is ever decided by it. And what else a service remembers for the log.
 
 use std::{
     collections::HashMap,
@@ -9,7 +9,10 @@ use std::{
 
 use muster_proto::Mac;
 
-use crate::sync::lock;
+use crate::{
+    log::{Refusals, Shares},
+    sync::lock,
+};
 
 /// More addresses than this are forgotten at once: a log line less precise is all that is lost.
 const MOST: usize = 4096;
@@ -32,6 +35,24 @@ impl Peers {
     pub fn mac(&self, address: IpAddr) -> Option<Mac> {
         let known = lock(&self.0);
         known.get(&address.to_canonical()).copied()
+    }
+}
+
+/// What a service of boot files remembers for the log.
+#[derive(Debug, Default)]
+pub(super) struct Notes {
+    pub(super) peers: Peers,
+    pub(super) refusals: Refusals,
+    /// The files that were sent.
+    pub(super) steps: Shares,
+}
+
+impl Notes {
+    pub(super) fn new(peers: Peers) -> Notes {
+        Notes {
+            peers,
+            ..Notes::default()
+        }
     }
 }
 

@@ -19,6 +19,7 @@ use crate::{
         wake::Waker,
     },
     events::Events,
+    log::Refusals,
     token::BootSecrets,
 };
 
@@ -63,6 +64,7 @@ pub(super) fn start(parts: &mut Parts<'_>) -> Result<(), RunError> {
         files,
         secrets,
         anew: Anew::through(parts.client.clone()),
+        said: Refusals::default(),
     };
     let http = http::Server {
         answer: site,
@@ -71,6 +73,7 @@ pub(super) fn start(parts: &mut Parts<'_>) -> Result<(), RunError> {
         closed_ports: closed_ports.boot.clone(),
         limits: http::Limits::default(),
         peers: peers.clone(),
+        metrics: http::Metrics::register(parts.registry),
     };
     let tftp = tftp::Server {
         files: tftp::BootFiles::load(&args.ipxe_dir).map_err(RunError::BootFiles)?,

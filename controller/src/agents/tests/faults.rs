@@ -1,5 +1,5 @@
 use super::*;
-use crate::fake_api::Fault;
+use crate::{fake_api::Fault, log::said::Said};
 
 /// All that a machine does up to its inventory, again and again until it is done, as an agent does; the controller dies whenever
 /// something failed.
@@ -164,6 +164,7 @@ async fn an_inventory_that_says_nothing_new_is_not_written() {
 
 #[tokio::test]
 async fn one_address_full_of_silent_connections_keeps_no_other_out() {
+    let said = Said::listen();
     let lab = Lab::new().await;
     let mut silent = Vec::new();
     while lab.metric("muster_agents_turned_away_total") < 50 {
@@ -173,6 +174,9 @@ async fn one_address_full_of_silent_connections_keeps_no_other_out() {
         assert!(silent.len() < 2000, "nobody was turned away");
     }
     lab.enrolled(1).await;
+    let refused = ["WARN", "this address has 128 connections", "client=127.0.0.2"];
+    // A test that stops for a minute would see a second line.
+    assert!((1..=2).contains(&said.count(&refused)), "{}", said.text());
 }
 
 #[tokio::test]

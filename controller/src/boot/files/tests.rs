@@ -7,6 +7,7 @@ use muster_ramdisk::{
 };
 
 use super::*;
+use crate::log::said::Said;
 
 /// The smallest program that passes for a UEFI stub: headers of 1 KiB and one section.
 pub(crate) fn stub() -> Vec<u8> {
@@ -194,28 +195,9 @@ fn authorities_of_the_site_go_along_where_the_agent_looks_for_them() {
 
 /// What is logged while `act` runs.
 fn said(act: impl FnOnce()) -> String {
-    #[derive(Clone, Default)]
-    struct Said(Arc<Mutex<Vec<u8>>>);
-    impl Write for Said {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().extend(bytes);
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-    // With one subscriber alone, a thread that has none could decide for all that nobody wants to hear of this.
-    let _another = tracing::Dispatch::new(tracing_subscriber::fmt().with_writer(io::sink).finish());
-    let said = Said::default();
-    let writer = said.clone();
-    let lines = tracing_subscriber::fmt()
-        .with_ansi(false)
-        .with_writer(move || writer.clone())
-        .finish();
-    tracing::subscriber::with_default(lines, act);
-    let said = said.0.lock().unwrap();
-    String::from_utf8(said.clone()).unwrap()
+    let said = Said::listen();
+    act();
+    said.text()
 }
 
 #[test]

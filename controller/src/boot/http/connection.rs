@@ -14,12 +14,13 @@ use tokio::{
 };
 
 use super::{
-    Answer, Limits, Notes,
+    Answer, Limits,
     body::Body,
     head::{self, Method, Progress, Request},
     response::{Response, Status},
     route, send,
 };
+use crate::boot::peers::Notes;
 
 /// How long, and for how many bytes, a client that is being turned away is listened to, so that it reads why.
 const FAREWELL: (Duration, usize) = (Duration::from_secs(1), 64 * 1024);
@@ -167,7 +168,11 @@ fn log(
     response: &Response,
     sent: &Result<(), send::SendError>,
     ends: Ends,
-    Notes { peers, refusals }: &Notes,
+    Notes {
+        peers,
+        refusals,
+        steps,
+    }: &Notes,
     begun: Instant,
 ) {
     let ms = begun.elapsed().as_millis();
@@ -186,18 +191,25 @@ fn log(
     let mac = step.mac.or_else(|| peers.mac(client.ip()));
     let mac = mac.as_ref().map(tracing::field::display);
     let segment = step.segment.as_deref();
+    if sent.is_ok() && request.method == Method::Head {
+        return;
+    }
+    // A client may ask for one byte after the other, or for script after script.
+    let Some(left_out) = steps.say(client.ip()) else {
+        return;
+    };
+    let left_out = (left_out > 0).then_some(left_out);
     match sent {
-        Ok(()) if request.method == Method::Head => {}
         Ok(()) => {
             let bytes = response.body.len();
-            tracing::info!(step = step.what, mac, segment, %client, bytes, ms, "boot step");
+            tracing::info!(step = step.what, mac, segment, %client, bytes, ms, left_out, "boot step");
         }
         // Firmware that reads a part, resets or gives up: its own matter.
         Err(error @ (send::SendError::Socket(_) | send::SendError::Stalled)) => {
-            tracing::info!(step = step.what, mac, segment, %client, ms, %error, "boot step aborted");
+            tracing::info!(step = step.what, mac, segment, %client, ms, %error, left_out, "boot step aborted");
         }
         Err(error @ (send::SendError::File(_) | send::SendError::Short { .. })) => {
-            tracing::error!(step = step.what, mac, segment, %client, ms, %error, "boot file damaged");
+            tracing::error!(step = step.what, mac, segment, %client, ms, %error, left_out, "boot file damaged");
         }
     }
 }

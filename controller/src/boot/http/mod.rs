@@ -8,35 +8,30 @@ pub mod anew;
 pub mod body;
 mod connection;
 pub mod head;
+mod metrics;
 pub mod range;
 pub mod response;
 pub mod route;
 mod send;
 pub mod site;
 
-use std::{
-    convert::Infallible,
-    io,
-    net::{IpAddr, SocketAddr},
-    num::NonZero,
-    sync::Arc,
-    thread,
-    time::Duration,
-};
+use std::{convert::Infallible, io, net::SocketAddr, num::NonZero, sync::Arc, thread, time::Duration};
 
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, watch},
+    sync::watch,
     time::sleep,
 };
 
-pub use self::connection::Ends;
 use self::response::{Response, Status};
-use super::{peers::Peers, workers::Workers};
+pub use self::{connection::Ends, metrics::Metrics};
+use super::{
+    peers::{Notes, Peers},
+    workers::Workers,
+};
 use crate::{
     bind::{self, Addresses, ClosedPorts, Port},
-    log::Refusals,
-    quota::Quota,
+    places::Places,
 };
 
 /// The default port.
@@ -94,6 +89,8 @@ pub struct Server<A> {
     pub limits: Limits,
     /// Whose address is whose, for the log.
     pub peers: Peers,
+    /// [`Metrics::register`].
+    pub metrics: Metrics,
 }
 
 impl<A: Answer> Server<A> {
@@ -106,13 +103,14 @@ impl<A: Answer> Server<A> {
             closed_ports,
             limits,
             peers,
+            metrics,
         } = self;
         let processors = thread::available_parallelism().map_or(1, NonZero::get);
         let workers = match Workers::start("http", processors) {
             Ok(workers) => workers,
             Err(error) => return tracing::error!(%error, "HTTP: cannot start its threads"),
         };
-        let shared = Arc::new(Shared::new(answer, limits, peers, workers));
+        let shared = Arc::new(Shared::new(answer, limits, peers, metrics, workers));
         let serve = move |listener| accept(listener, Arc::clone(&shared));
         bind::serve_on_each(Port::tcp("HTTP", port), addresses, closed_ports, listen, serve).await;
     }
@@ -123,30 +121,20 @@ impl<A: Answer> Server<A> {
 struct Shared<A> {
     answer: A,
     limits: Limits,
-    places: Arc<Semaphore>,
-    by_address: Arc<Quota<IpAddr>>,
+    places: Places,
     notes: Notes,
+    metrics: Metrics,
     workers: Workers,
 }
 
-/// What connections remember for the log.
-#[derive(Debug, Default)]
-struct Notes {
-    peers: Peers,
-    refusals: Refusals,
-}
-
 impl<A> Shared<A> {
-    fn new(answer: A, limits: Limits, peers: Peers, workers: Workers) -> Self {
+    fn new(answer: A, limits: Limits, peers: Peers, metrics: Metrics, workers: Workers) -> Self {
         Shared {
             answer,
             limits,
-            places: Arc::new(Semaphore::new(limits.connections)),
-            by_address: Quota::new(limits.each),
-            notes: Notes {
-                peers,
-                refusals: Refusals::default(),
-            },
+            places: Places::new("HTTP", limits.connections, limits.each),
+            notes: Notes::new(peers),
+            metrics,
             workers,
         }
     }
@@ -161,10 +149,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 async fn accept<A: Answer>(listener: TcpListener, shared: Arc<Shared<A>>) -> Infallible {
     loop {
         // Who finds no place waits before the door: a boot that takes longer beats one that fails.
-        let place = Arc::clone(&shared.places)
-            .acquire_owned()
-            .await
-            .expect("the semaphore is never closed");
+        let place = shared.places.next().await;
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -174,7 +159,8 @@ async fn accept<A: Answer>(listener: TcpListener, shared: Arc<Shared<A>>) -> Inf
                 continue;
             }
         };
-        let Some(slot) = shared.by_address.take(peer.ip().to_canonical()) else {
+        let Some(share) = shared.places.share(peer.ip()) else {
+            shared.metrics.turned_away.inc();
             turn_away(&stream);
             continue;
         };
@@ -187,9 +173,10 @@ async fn accept<A: Answer>(listener: TcpListener, shared: Arc<Shared<A>>) -> Inf
             }
         };
         let worker = shared.workers.next().clone();
+        let open = shared.metrics.open();
         let shared = Arc::clone(&shared);
         worker.spawn(async move {
-            let _held = (place, slot);
+            let _held = (place, share, open);
             let stream = TcpStream::from_std(stream);
             // Whole responses are handed over at once; waiting to fill packets would only delay their ends.
             let ready = stream.and_then(|stream| {
@@ -204,7 +191,7 @@ async fn accept<A: Answer>(listener: TcpListener, shared: Arc<Shared<A>>) -> Inf
                     notes,
                     ..
                 } = &*shared;
-                let crowded = || places.available_permits() == 0;
+                let crowded = || places.are_taken();
                 connection::serve(stream, Ends { peer, local }, answer, limits, notes, crowded).await;
             }
         });

@@ -29,6 +29,7 @@ use crate::{
         segment::{Net, Plan},
         uki,
     },
+    log::Refusals,
     token::BootSecrets,
     world::World,
 };
@@ -45,6 +46,8 @@ pub struct Site {
     pub secrets: watch::Receiver<Option<Arc<BootSecrets>>>,
     /// For hosts whose copy may be old.
     pub anew: Anew,
+    /// What machines asked for and cannot have, though it is their due.
+    pub(crate) said: Refusals,
 }
 
 impl fmt::Debug for Site {
@@ -71,7 +74,8 @@ impl Answer for Site {
                 match self.admit(&path, pass.as_ref(), &segment, from, now) {
                     Ok(admitted) => {
                         let verdict = self.verdict(&segment, mac, uuid, from).await;
-                        verdict.and_then(|verdict| self.script(&admitted, &segment, mac, verdict, now))
+                        verdict
+                            .and_then(|verdict| self.script(&admitted, &segment, mac, verdict, (from, now)))
                     }
                     Err(refusal) => Err(refusal),
                 }
@@ -139,7 +143,7 @@ impl Site {
         segment: &SegmentKey,
         mac: Mac,
         verdict: Verdict,
-        now: i64,
+        (from, now): (IpAddr, i64),
     ) -> Result<Response, Refusal> {
         let text = match verdict {
             Verdict::Silence(why) | Verdict::Disk(why) => ipxe::disk(why),
@@ -161,7 +165,10 @@ impl Site {
                     ipxe::ramdisk(server, &boot, &parameters(net))
                 }
                 None => {
-                    tracing::error!(segment = %segment, profile = net.profile.name(), "there is no ramdisk to boot");
+                    if let Some(left_out) = self.said.say(from, "no ramdisk") {
+                        let profile = net.profile.name();
+                        tracing::error!(%segment, profile, client = %from, left_out, "there is no ramdisk to boot");
+                    }
                     ipxe::disk("there is no ramdisk for this segment's profile")
                 }
             },
@@ -192,7 +199,10 @@ impl Site {
         let (net, (ramdisk, initrd)) = self.initrd(boot, from, now)?;
         let line = ipxe::command_line(&parameters(&net));
         let image = uki::image(&ramdisk, &line, &initrd).map_err(|error| {
-            tracing::error!(%error, release = ramdisk.name, "no UKI can be made from the release");
+            if let Some(left_out) = self.said.say(from, "no UKI") {
+                let release = &ramdisk.name;
+                tracing::error!(%error, release, client = %from, left_out, "no UKI can be made from the release");
+            }
             (Status::Internal, "the ramdisk cannot be packed into one file")
         })?;
         Ok(Response::ok(

@@ -11,6 +11,7 @@ use std::{
 use proptest::prelude::*;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpSocket,
     time::{Instant, timeout},
 };
 
@@ -19,6 +20,7 @@ use super::{
     response::{Kind, Step},
     *,
 };
+use crate::log::said::Said;
 
 /// A site of one file, partly in memory and partly on disk, at `/file`, and of anything that a test adds.
 #[derive(Debug, Default)]
@@ -71,6 +73,10 @@ async fn serve(limits: Limits) -> (SocketAddr, Arc<Fixed>) {
 }
 
 async fn serve_file(limits: Limits, file: Body) -> (SocketAddr, Arc<Fixed>) {
+    serve_counted(limits, file, Metrics::default())
+}
+
+fn serve_counted(limits: Limits, file: Body, metrics: Metrics) -> (SocketAddr, Arc<Fixed>) {
     let site = Arc::new(Fixed {
         file: Mutex::new(file),
         ..Fixed::default()
@@ -81,10 +87,18 @@ async fn serve_file(limits: Limits, file: Body) -> (SocketAddr, Arc<Fixed>) {
         Arc::clone(&site),
         limits,
         Peers::default(),
+        metrics,
         Workers::here(),
     ));
     tokio::spawn(accept(listener, shared));
     (address, site)
+}
+
+/// A connection from the address 127.0.0.`last`.
+async fn connect_from(last: u8, address: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(([127, 0, 0, last], 0).into()).unwrap();
+    socket.connect(address).await.unwrap()
 }
 
 /// Reads one response, with its body if `with_body`.
@@ -281,6 +295,71 @@ async fn one_address_cannot_hold_every_connection() {
     timeout(Duration::from_secs(20), again)
         .await
         .expect("places are given back");
+}
+
+#[tokio::test]
+async fn who_is_turned_away_is_told_once_and_counted() {
+    let said = Said::listen();
+    let metrics = Metrics::default();
+    let limits = Limits {
+        each: 1,
+        ..Limits::default()
+    };
+    let (address, _) = serve_counted(limits, body(), metrics.clone());
+    let mut held = connect_from(2, address).await;
+    ask(&mut held, "GET", "/small", "").await;
+    for _ in 0..20 {
+        let mut more = connect_from(2, address).await;
+        assert!(to_the_end(&mut more).await.starts_with("HTTP/1.1 503 "));
+    }
+    assert_eq!((metrics.turned_away.get(), metrics.connections.get()), (20, 1));
+    let refused = ["WARN", "HTTP: this address has 1 connections", "client=127.0.0.2"];
+    assert_eq!(said.count(&refused), 1, "{}", said.text());
+    drop(held);
+    let ended = async {
+        while metrics.connections.get() > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(Duration::from_secs(20), ended)
+        .await
+        .expect("a connection that ended is not counted");
+}
+
+#[tokio::test]
+async fn a_full_port_is_told_with_those_who_hold_it() {
+    let said = Said::listen();
+    let (address, _) = serve(Limits {
+        connections: 3,
+        ..Limits::default()
+    })
+    .await;
+    let mut held = Vec::new();
+    for last in [2, 3, 2] {
+        let mut stream = connect_from(last, address).await;
+        ask(&mut stream, "GET", "/small", "").await;
+        held.push(stream);
+    }
+    said.until(&["WARN", "HTTP: all 3 places", "127.0.0.2 (2), 127.0.0.3 (1)"])
+        .await;
+}
+
+#[tokio::test]
+async fn parts_without_end_are_few_lines_and_hide_no_other_machine() {
+    let said = Said::listen();
+    let (address, _) = serve(Limits::default()).await;
+    let mut stream = connect_from(2, address).await;
+    for _ in 0..300 {
+        let (head, _) = ask(&mut stream, "GET", "/file", "Range: bytes=7-7\r\n").await;
+        assert!(head.starts_with("HTTP/1.1 206 "), "{head}");
+    }
+    let mut other = connect_from(3, address).await;
+    ask(&mut other, "GET", "/small", "").await;
+    said.until(&["boot step", "step=\"kernel\"", "client=127.0.0.3:", "bytes=5"])
+        .await;
+    // Thirty at once and then one in ten seconds, if this test takes so long.
+    let lines = said.count(&["boot step", "client=127.0.0.2:"]);
+    assert!((30..=40).contains(&lines), "{lines} lines");
 }
 
 #[tokio::test]

@@ -29,10 +29,12 @@ use self::{
     packet::{Code, MAX_REQUEST, ReadRequest, Reply, Request},
     transfer::{Failure, Outgoing, Step, Transfer},
 };
-use super::{peers::Peers, workers::Workers};
+use super::{
+    peers::{Notes, Peers},
+    workers::Workers,
+};
 use crate::{
     bind::{self, Addresses, ClosedPorts, Port},
-    log::Refusals,
     quota::{Quota, QuotaPermit},
 };
 
@@ -153,11 +155,8 @@ impl Server {
             Err(error) => return tracing::error!(%error, "TFTP: cannot start its thread"),
         };
         let slots = Slots::new(limits);
-        let refusals = Arc::new(Refusals::default());
-        let open = move |address| {
-            let (files, slots, peers) = (files.clone(), slots.clone(), peers.clone());
-            Listener::bind(address, files, slots, peers, Arc::clone(&refusals))
-        };
+        let notes = Arc::new(Notes::new(peers));
+        let open = move |address| Listener::bind(address, files.clone(), slots.clone(), Arc::clone(&notes));
         let port = Port::udp("TFTP", port);
         let serving = bind::serve_on_each(port, addresses, closed_ports, open, Listener::run);
         // Fails only if serving does, which has said why.
@@ -204,8 +203,7 @@ struct Listener {
     files: BootFiles,
     slots: Slots,
     running: HashMap<SocketAddr, Running>,
-    peers: Peers,
-    refusals: Arc<Refusals>,
+    notes: Arc<Notes>,
 }
 
 /// A transfer under way, as far as a further request from the same client matters to it.
@@ -234,13 +232,7 @@ fn again(same_request: bool, answered: bool) -> Again {
 }
 
 impl Listener {
-    fn bind(
-        address: SocketAddr,
-        files: BootFiles,
-        slots: Slots,
-        peers: Peers,
-        refusals: Arc<Refusals>,
-    ) -> io::Result<Self> {
+    fn bind(address: SocketAddr, files: BootFiles, slots: Slots, notes: Arc<Notes>) -> io::Result<Self> {
         let socket = std::net::UdpSocket::bind(address)?;
         socket.set_nonblocking(true)?;
         let socket = UdpSocket::from_std(socket)?;
@@ -252,8 +244,7 @@ impl Listener {
             files,
             slots,
             running: HashMap::new(),
-            peers,
-            refusals,
+            notes,
         })
     }
 
@@ -288,7 +279,7 @@ impl Listener {
     async fn on_read(&mut self, client: SocketAddr, request: ReadRequest) {
         let Some((name, file)) = self.files.named(&request.name) else {
             let asked = muster_proto::text::clean(&request.name);
-            if let Some(left_out) = self.refusals.say(client.ip(), &asked) {
+            if let Some(left_out) = self.notes.refusals.say(client.ip(), &asked) {
                 tracing::info!(%client, file = %asked, left_out, "TFTP: no such file");
             }
             self.send(client, &packet::error(Code::NotFound, "no such file"))
@@ -305,7 +296,7 @@ impl Listener {
         }
         // Nothing is said to a client that must wait: it asks again by itself, while an error would end its boot.
         let Some(slot) = self.slots.take(client.ip()) else {
-            if let Some(left_out) = self.refusals.say(client.ip(), "too many transfers") {
+            if let Some(left_out) = self.notes.refusals.say(client.ip(), "too many transfers") {
                 tracing::warn!(%client, left_out, "TFTP: too many transfers, request dropped; the client asks again");
             }
             return;
@@ -318,7 +309,7 @@ impl Listener {
             name,
             transfer,
             answered: Arc::clone(&answered),
-            peers: self.peers.clone(),
+            notes: Arc::clone(&self.notes),
             _slot: slot,
         };
         let task = tokio::spawn(job.run(first)).abort_handle();
@@ -347,7 +338,7 @@ struct Job {
     name: &'static str,
     transfer: Transfer,
     answered: Arc<AtomicBool>,
-    peers: Peers,
+    notes: Arc<Notes>,
     _slot: Slot,
 }
 
@@ -355,26 +346,30 @@ impl Job {
     async fn run(mut self, first: Vec<Outgoing>) {
         let begun = Instant::now();
         let (client, file) = (self.client, self.name);
-        let mac = self.peers.mac(client.ip());
+        let mac = self.notes.peers.mac(client.ip());
         let mac = mac.as_ref().map(tracing::field::display);
-        let ms = || begun.elapsed().as_millis();
-        match self.transfer(first).await {
+        let ended = self.transfer(first).await;
+        // 8 is how RFC 2347 ends a negotiation: firmware asks for the size first and comes back.
+        if let Ok(Some(Failure::Client(code))) = ended {
+            return tracing::debug!(%client, file, code, "TFTP: client ended the transfer");
+        }
+        let Some(left_out) = self.notes.steps.say(client.ip()) else {
+            return;
+        };
+        let left_out = (left_out > 0).then_some(left_out);
+        let (bytes, ms) = (self.transfer.size(), begun.elapsed().as_millis());
+        match ended {
             Ok(None) => {
-                let bytes = self.transfer.size();
-                tracing::info!(step = "tftp", mac, %client, file, bytes, ms = ms(), "boot step");
-            }
-            // 8 is how RFC 2347 ends a negotiation: firmware asks for the size first and comes back.
-            Ok(Some(Failure::Client(code))) => {
-                tracing::debug!(%client, file, code, "TFTP: client ended the transfer");
+                tracing::info!(step = "tftp", mac, %client, file, bytes, ms, left_out, "boot step");
             }
             ref ended if is_gone(ended) && self.transfer.is_all_sent() => {
-                let bytes = self.transfer.size();
-                tracing::info!(step = "tftp", mac, %client, file, bytes, confirmed = false, "boot step");
+                let confirmed = false;
+                tracing::info!(step = "tftp", mac, %client, file, bytes, confirmed, left_out, "boot step");
             }
-            Ok(Some(Failure::Silent)) => {
-                tracing::warn!(mac, %client, file, ms = ms(), "TFTP: client stopped answering");
+            Ok(Some(_)) => {
+                tracing::warn!(mac, %client, file, ms, left_out, "TFTP: client stopped answering");
             }
-            Err(error) => tracing::warn!(mac, %client, file, %error, "TFTP: transfer aborted"),
+            Err(error) => tracing::warn!(mac, %client, file, %error, left_out, "TFTP: transfer aborted"),
         }
     }
 

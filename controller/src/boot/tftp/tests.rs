@@ -3,6 +3,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::*;
+use crate::log::said::Said;
 
 const LOOPBACK: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
@@ -16,14 +17,7 @@ fn files() -> BootFiles {
 /// A server on a port of its own, and where it is.
 async fn serve(limits: Limits) -> SocketAddr {
     let slots = Slots::new(limits);
-    let listener = Listener::bind(
-        SocketAddr::new(LOOPBACK, 0),
-        files(),
-        slots,
-        Peers::default(),
-        Arc::default(),
-    )
-    .unwrap();
+    let listener = Listener::bind(SocketAddr::new(LOOPBACK, 0), files(), slots, Arc::default()).unwrap();
     let address = listener.address;
     tokio::spawn(listener.run());
     address
@@ -153,6 +147,22 @@ async fn one_address_has_a_bounded_number_of_transfers() {
         }
     }
     panic!("the slots were never given back");
+}
+
+#[tokio::test]
+async fn a_client_that_loads_without_end_has_few_lines() {
+    let said = Said::listen();
+    let server = serve(Limits {
+        transfers: 100,
+        each: 100,
+    })
+    .await;
+    for _ in 0..100 {
+        download(server, &rrq(&[UEFI, "octet"]), 512, 0).await;
+    }
+    // Thirty at once and then one in ten seconds, if this test takes so long.
+    let lines = said.count(&["boot step", "step=\"tftp\""]);
+    assert!((1..=40).contains(&lines), "{lines} lines");
 }
 
 #[test]

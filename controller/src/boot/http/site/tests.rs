@@ -19,6 +19,7 @@ use crate::{
         http::body,
         segment::{self, Link, Ports},
     },
+    log::said::Said,
     token::TokenKey,
 };
 
@@ -115,6 +116,7 @@ fn site_over(directory: tempfile::TempDir, extras: Extras) -> Fixture {
         files: Arc::new(Files::open(directory.path(), extras, &std::env::temp_dir())),
         secrets,
         anew: Anew::new(|path| panic!("{path} is read though the copy is not old")),
+        said: Refusals::default(),
     };
     Fixture {
         site,
@@ -441,9 +443,15 @@ fn segments_that_are_not_served_have_no_files() {
 fn without_a_ramdisk_machines_go_on_to_their_disks() {
     let empty = tempfile::tempdir().unwrap();
     let fixture = site_over(empty, Extras::default());
+    let said = Said::listen();
     let script = script(&fixture.site);
     assert!(script.contains("no ramdisk") && script.contains("exit 1 || exit 0"));
     assert!(paths(&script).is_empty());
+    for _ in 0..100 {
+        get(&fixture.site, &script_url());
+    }
+    let error = ["ERROR", "there is no ramdisk to boot", "client=127.0.0.9"];
+    assert_eq!(said.count(&error), 1, "{}", said.text());
 }
 
 #[test]
