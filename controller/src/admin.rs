@@ -66,8 +66,8 @@ pub enum CertificateError {
     Use(#[source] rustls::Error),
 }
 
-/// Connections served at once; more wait.
-const CONNECTIONS: usize = 32;
+/// Connections of a listener that are served at once; more wait.
+pub(crate) const CONNECTIONS: usize = 32;
 /// Of one address; more are closed.
 const OF_ADDRESS: usize = 8;
 /// How long a connection may last, which is for one request: whoever does not read the answer keeps the place from others.

@@ -8,7 +8,8 @@ use std::{
 use clap::{CommandFactory, Parser, error::ErrorKind};
 use muster_controller::{
     args::{Cli, Command, LogFormat},
-    manifests, run,
+    manifests,
+    run::{self, OpenFiles},
 };
 use muster_proto::Chain;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -104,25 +105,21 @@ fn log(format: LogFormat) {
 
 /// Lets this process have as many files open as the system allows it, as Go's programs do: each agent is a connection. The usual
 /// soft limit of 1024 is for programs that use `select(2)`.
-fn allow_files(agents: usize) {
+fn allow_files(wanted: &OpenFiles) {
     let allowed = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most).map(|()| most));
     match allowed {
-        Ok(most) if usize::try_from(most).is_ok_and(|most| most < agents) => {
-            tracing::info!(
-                most,
-                agents,
-                "the limit of open files is below --max-agents, so agents beyond it are refused; next: lower --max-agents, or raise the \
-                 limit (ulimit -Hn)"
-            );
+        Ok(most) => {
+            if let Some(shortage) = wanted.shortage(most) {
+                tracing::warn!("{shortage}");
+            }
         }
-        Ok(_) => {}
         Err(error) => tracing::warn!(%error, "the limit of open files could not be raised"),
     }
 }
 
 fn serve(args: muster_controller::args::RunArgs) -> anyhow::Result<()> {
-    allow_files(args.max_agents);
+    allow_files(&OpenFiles::of(&args));
     // One provider for the whole process, chosen here and not by whichever crate asks first.
     if rustls::crypto::ring::default_provider()
         .install_default()

@@ -3,6 +3,7 @@
 mod control;
 mod credentials;
 mod edge;
+mod files;
 
 use std::{
     path::{Path, PathBuf},
@@ -34,6 +35,7 @@ use crate::{
     world::{Change, Scope, World},
 };
 use credentials::Credentials;
+pub use files::OpenFiles;
 
 /// The controller could not start, or a part of it ended by itself.
 #[derive(Debug, thiserror::Error)]

@@ -31,7 +31,7 @@ use crate::{
 /// How many of these one Server may have: a machine that was cut off leaves one behind, and its next boot another.
 const MAX_OF_KEY: usize = 4;
 /// Open connections without a certificate that counts, handshakes included: what a stranger can occupy.
-const MAX_STRANGERS: usize = 1024;
+pub(crate) const MAX_STRANGERS: usize = 1024;
 /// How many of these one address may have: what a single stranger can occupy.
 const MAX_OF_ADDRESS: usize = 128;
 /// How long a handshake may take.

@@ -55,8 +55,8 @@ use tokio::{
     },
 };
 
-pub(crate) use self::tls::dialled;
 use self::{edge::Edge, sessions::Sessions, store::Store};
+pub(crate) use self::{http::MAX_STRANGERS, tls::dialled};
 pub use self::{
     keys::Keys,
     metrics::Metrics,

@@ -16,7 +16,7 @@ use super::{
     metrics::EnrolOutcome,
     store::StoreError,
 };
-use crate::token;
+use crate::{token, written::version};
 
 /// How long an Enrolment stays after all that it stands for has ended, in seconds, because clocks disagree.
 pub(super) const GRACE: i64 = 300;
@@ -143,7 +143,6 @@ impl Edge {
         if session.key == enrolment.spec.key {
             return Ok(());
         }
-        let made = |enrolment: &Enrolment| enrolment.metadata.creation_timestamp.as_ref().map(|time| time.0);
         let of_server = self.store.enrolments_of(&enrolment.spec.server);
         let newer = of_server
             .iter()
@@ -166,6 +165,13 @@ impl Edge {
     }
 }
 
+/// When `enrolment` was made, to compare with another one: creation times have whole seconds, and within one of them the versions
+/// tell, which grow with each write. What is written later than its making is only that it is contested, and then it buys nothing.
+fn made(enrolment: &Enrolment) -> (Option<jiff::Timestamp>, Option<u128>) {
+    let created = enrolment.metadata.creation_timestamp.as_ref();
+    (created.map(|time| time.0), version(enrolment))
+}
+
 /// The name of the Enrolment that spends `token`: `token-` and the first 40 hexadecimal digits of its SHA-256.
 pub fn enrolment_name(token: &str) -> String {
     format!("token-{}", &sha256_hex(token.as_bytes())[..40])
@@ -178,12 +184,26 @@ fn contested() -> Refused {
 
 #[cfg(test)]
 mod tests {
-    use super::enrolment_name;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+    use super::*;
 
     #[test]
     fn the_enrolments_name_is_a_valid_object_name() {
         let name = enrolment_name("a");
         assert_eq!(name, "token-ca978112ca1bbdcafac231b39a23dc4da786eff8");
         assert_ne!(name, enrolment_name("b"));
+    }
+
+    #[test]
+    fn of_two_enrolments_of_one_second_the_one_that_was_written_later_is_newer() {
+        let at = |second: i64, version: &str| {
+            let mut enrolment = Enrolment::new("token-a", EnrolmentSpec::default());
+            enrolment.metadata.creation_timestamp = Some(Time(jiff::Timestamp::from_second(second).unwrap()));
+            enrolment.metadata.resource_version = Some(version.to_owned());
+            made(&enrolment)
+        };
+        assert!(at(7, "10") > at(7, "9"), "versions are numbers");
+        assert!(at(8, "10") > at(7, "11"), "the older one was contested since");
     }
 }

@@ -55,6 +55,7 @@ pub use capability::{
 };
 pub use error::BmcError;
 pub use metrics::Metrics;
+pub(crate) use pool::ENDING;
 pub use pool::{Bmcs, Config};
 pub use term::{Permission, Term};
 

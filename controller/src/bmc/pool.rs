@@ -68,7 +68,7 @@ impl Default for Config {
 const GRACE: Duration = Duration::from_secs(4);
 
 /// How many sessions are ended at once.
-const ENDING: usize = 256;
+pub(crate) const ENDING: usize = 256;
 
 /// All BMCs. Cheap to clone. What it holds of each is a few hundred bytes; connections last as long as a call.
 #[derive(Clone)]

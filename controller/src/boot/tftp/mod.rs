@@ -27,7 +27,7 @@ use tokio::{
 
 use self::{
     packet::{Code, MAX_REQUEST, ReadRequest, Reply, Request},
-    transfer::{Failure, Outgoing, Step, Transfer},
+    transfer::{Failure, Outgoing, Step, Transfer, within},
 };
 use super::{
     peers::{Notes, Peers},
@@ -348,7 +348,7 @@ impl Job {
         let (client, file) = (self.client, self.name);
         let mac = self.notes.peers.mac(client.ip());
         let mac = mac.as_ref().map(tracing::field::display);
-        let ended = self.transfer(first).await;
+        let ended = self.transfer(first, begun).await;
         // 8 is how RFC 2347 ends a negotiation: firmware asks for the size first and comes back.
         if let Ok(Some(Failure::Client(code))) = ended {
             return tracing::debug!(%client, file, code, "TFTP: client ended the transfer");
@@ -366,6 +366,12 @@ impl Job {
                 let confirmed = false;
                 tracing::info!(step = "tftp", mac, %client, file, bytes, confirmed, left_out, "boot step");
             }
+            Ok(Some(Failure::Slow)) => {
+                tracing::warn!(
+                    mac, %client, file, ms, left_out,
+                    "TFTP: transfer ended, because the client is too slow; others need its place"
+                );
+            }
             Ok(Some(_)) => {
                 tracing::warn!(mac, %client, file, ms, left_out, "TFTP: client stopped answering");
             }
@@ -373,7 +379,7 @@ impl Job {
         }
     }
 
-    async fn transfer(&mut self, first: Vec<Outgoing>) -> io::Result<Option<Failure>> {
+    async fn transfer(&mut self, first: Vec<Outgoing>, begun: Instant) -> io::Result<Option<Failure>> {
         let socket = UdpSocket::bind(SocketAddr::new(self.server, 0)).await?;
         // From now on the kernel drops what others send to this port.
         socket.connect(self.client).await?;
@@ -399,9 +405,16 @@ impl Job {
                 }
                 Step::Ignore => {}
                 Step::Done => return Ok(None),
-                Step::Failed(failure) => return Ok(Some(failure)),
+                Step::Failed(failure) => {
+                    if failure == Failure::Slow {
+                        let told = packet::error(Code::NotDefined, "the transfer takes too long");
+                        // It is over, whether or not that arrives.
+                        let _ = send(&socket, &told).await;
+                    }
+                    return Ok(Some(failure));
+                }
             }
-            step = tokio::select! {
+            let next = tokio::select! {
                 biased;
                 received = socket.recv(&mut buffer) => match Reply::parse(&buffer[..received?]) {
                     Some(reply) => {
@@ -419,6 +432,7 @@ impl Job {
                     }
                 }
             };
+            step = within(next, begun.elapsed());
         }
     }
 }

@@ -1,8 +1,8 @@
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
-use super::*;
+use super::{transfer::LONGEST, *};
 use crate::log::said::Said;
 
 const LOOPBACK: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
@@ -163,6 +163,39 @@ async fn a_client_that_loads_without_end_has_few_lines() {
     // Thirty at once and then one in ten seconds, if this test takes so long.
     let lines = said.count(&["boot step", "step=\"tftp\""]);
     assert!((1..=40).contains(&lines), "{lines} lines");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_dawdles_is_told_that_it_takes_too_long_and_gives_its_place_back() {
+    let server = serve(Limits {
+        transfers: 1,
+        each: 1,
+    })
+    .await;
+    let slow = client().await;
+    let asked = rrq(&[BIOS, "octet", "blksize", "8"]);
+    slow.send_to(&asked, server).await.unwrap();
+    let begun = Instant::now();
+    let mut last = Vec::new();
+    let told = loop {
+        let (packet, from) = receive(&slow).await;
+        let number = match packet[1] {
+            6 => [0, 0],
+            3 => [packet[2], packet[3]],
+            _ => break packet,
+        };
+        // Sent again, because it was not acknowledged yet.
+        if packet == last {
+            continue;
+        }
+        last = packet;
+        sleep(Duration::from_secs(9)).await;
+        slow.send_to(&[0, 4, number[0], number[1]], from).await.unwrap();
+        assert!(begun.elapsed() < LONGEST * 2, "the transfer goes on and on");
+    };
+    assert_eq!(told[..4], [0, 5, 0, Code::NotDefined as u8]);
+    assert!(begun.elapsed() > LONGEST);
+    assert!(download(server, &rrq(&[UEFI, "octet"]), 512, 0).await == files().uefi);
 }
 
 #[test]

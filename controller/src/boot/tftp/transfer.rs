@@ -4,7 +4,7 @@
 //!           OACK, if options were asked for        DATA a+1 ..= a+window
 //! start ---------------------------------> negotiate ----ACK 0----> send --ACK of the last block--> Done
 //!   \______________ no options ______________________________________^ |  \
-//!                                                    ACK in the window, |   \-- ERROR, or nobody answers --> Failed
+//!                                                    ACK in the window, |   \-- ERROR, no answer, too late --> Failed
 //!                                                    timeout: again  <--/
 //! ```
 //!
@@ -25,6 +25,11 @@ pub const FIRST_WAIT: Duration = Duration::from_millis(250);
 
 /// The longest wait between two tries.
 pub const LONGEST_WAIT: Duration = Duration::from_secs(8);
+
+/// How long a transfer may take in all: a client that answers now and then would keep its place for days, and there are few. The
+/// largest of iPXE's binaries has about 1 MB, thus 2,000 blocks of the default size. Firmware that acknowledges each by itself, after
+/// 100 ms, has it within 205 s, and there is time left to send a hundred blocks again.
+pub const LONGEST: Duration = Duration::from_secs(300);
 
 /// A running transfer.
 #[derive(Debug)]
@@ -61,6 +66,8 @@ pub enum Failure {
     Client(u16),
     /// No answer to [`TRIES`] sendings.
     Silent,
+    /// The client answers, but does not have all after [`LONGEST`].
+    Slow,
 }
 
 /// A packet to send; [`Transfer::encode`] makes it.
@@ -177,6 +184,14 @@ impl Transfer {
                 .map_or(self.file.len(), |offset| offset.min(self.file.len()))
         };
         at(block.saturating_sub(1))..at(block)
+    }
+}
+
+/// `step` of a transfer that began so long ago.
+pub fn within(step: Step, elapsed: Duration) -> Step {
+    match step {
+        Step::Send(_) | Step::Ignore if elapsed > LONGEST => Step::Failed(Failure::Slow),
+        step => step,
     }
 }
 

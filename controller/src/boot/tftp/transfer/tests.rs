@@ -219,6 +219,28 @@ fn an_error_of_the_client_ends_the_transfer() {
     );
 }
 
+#[test]
+fn a_transfer_that_takes_too_long_ends_unless_the_client_has_all() {
+    let late = LONGEST + Duration::from_millis(1);
+    let send = || Step::Send(vec![Outgoing::Data(1)]);
+    for step in [send(), Step::Ignore, Step::Done, Step::Failed(Failure::Silent)] {
+        assert_eq!(within(step.clone(), LONGEST), step);
+    }
+    for step in [send(), Step::Ignore] {
+        assert_eq!(within(step, late), Step::Failed(Failure::Slow));
+    }
+    for step in [Step::Done, Step::Failed(Failure::Client(8))] {
+        assert_eq!(within(step.clone(), late), step);
+    }
+}
+
+#[test]
+fn firmware_without_options_has_time_for_a_megabyte() {
+    let blocks = (1 << 20) / u32::from(DEFAULT_BLOCK);
+    let trouble = FIRST_WAIT * 100;
+    assert!(Duration::from_millis(100) * blocks + trouble < LONGEST);
+}
+
 proptest! {
     /// Under any loss, doubling and reordering the transfer ends; if it ends well the client has exactly the file, and at
     /// most one window was sent for each step forward and each timeout.
