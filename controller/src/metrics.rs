@@ -7,6 +7,7 @@ use prometheus_client::{
         counter::ConstCounter,
         family::Family,
         gauge::{ConstGauge, Gauge},
+        info::Info,
     },
     registry::Unit,
 };
@@ -17,10 +18,12 @@ use crate::lease::Standing;
 
 pub use prometheus_client::registry::Registry;
 
-/// A registry with the process's own memory and processor time on it.
+/// A registry with the process's own memory and processor time on it, and which version it is.
 pub fn registry() -> Registry {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Process));
+    let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+    registry.register("muster_build", "Which version of Muster this process is", build);
     registry
 }
 
@@ -138,6 +141,17 @@ mod tests {
         assert!(value("process_resident_memory_bytes") > 1e6, "{text}");
         assert!(value("process_cpu_seconds_total") >= 0.0, "{text}");
         assert!(value("process_start_time_seconds") > 1e9, "{text}");
+    }
+
+    #[test]
+    fn which_version_runs_is_told() {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry()).unwrap();
+        let line = format!(
+            "muster_build_info{{version=\"{}\"}} 1\n",
+            env!("CARGO_PKG_VERSION")
+        );
+        assert!(text.contains(&line), "{text}");
     }
 
     #[test]

@@ -162,6 +162,7 @@ async fn once_ready(
 
 /// Runs the controller until SIGTERM or SIGINT.
 pub async fn run(args: RunArgs) -> Result<(), RunError> {
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), roles = ?args.roles(), "starts");
     let config = config(&args).await?;
     // Before the client reads them: what is replaced in between is seen to be another one.
     let credentials = Credentials::read(&config);

@@ -29,6 +29,8 @@ pub struct Image {
     pub entrypoint: Vec<String>,
     /// Its environment, `NAME=value`.
     pub environment: Vec<String>,
+    /// What is known of it, by the keys of the OCI image specification ("Pre-Defined Annotation Keys").
+    pub labels: BTreeMap<String, String>,
     /// As whom it runs where nothing else is said, `uid:gid`.
     pub user: String,
 }
@@ -113,6 +115,14 @@ pub fn controller(
         writable: vec!["tmp".to_owned()],
         entrypoint: vec!["/muster-controller".to_owned()],
         environment: Vec::new(),
+        labels: [
+            ("title", name.rsplit_once(':').map_or(name, |(title, _)| title)),
+            ("version", env!("CARGO_PKG_VERSION")),
+            ("licenses", env!("CARGO_PKG_LICENSE")),
+        ]
+        .into_iter()
+        .map(|(key, value)| (format!("org.opencontainers.image.{key}"), value.to_owned()))
+        .collect(),
         user: "65532:65532".to_owned(),
     })
 }
@@ -218,6 +228,7 @@ pub fn write(image: &Image, out: impl Write) -> io::Result<()> {
             "User": image.user,
             "Entrypoint": image.entrypoint,
             "Env": image.environment,
+            "Labels": image.labels,
             "WorkingDir": "/",
         },
         "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{unpacked}")]},
@@ -283,6 +294,7 @@ mod tests {
             writable: vec!["tmp".to_owned()],
             entrypoint: vec!["/muster-controller".to_owned()],
             environment: vec!["A=b".to_owned()],
+            labels: [("org.opencontainers.image.version".to_owned(), "0.1.0".to_owned())].into(),
             user: "65532:65532".to_owned(),
         }
     }

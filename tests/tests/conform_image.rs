@@ -53,6 +53,9 @@ fn holds(image: &Path, controller: &Path, boot_dir: &Path, licences: &[PathBuf])
         "{config}"
     );
     ensure!(config["config"]["User"] == "65532:65532", "{config}");
+    // By digest alone nobody knows which version it is.
+    let version = &config["config"]["Labels"]["org.opencontainers.image.version"];
+    ensure!(*version == env!("CARGO_PKG_VERSION"), "{config}");
 
     // It checks every digest, and unpacks what is compressed.
     let unpacked = scratch.sub("unpacked")?;

@@ -158,7 +158,9 @@ fn documents(tree: &Path) -> Result<()> {
     for name in PAGES {
         copy(&root().join("docs").join(name), &to.join(name))?;
     }
-    copy(&root().join("SECURITY.md"), &tree.join("SECURITY.md"))?;
+    for name in ["CHANGELOG.md", "SECURITY.md"] {
+        copy(&root().join(name), &tree.join(name))?;
+    }
     let example = "segment-demo.yaml";
     copy(
         &root().join("deploy/manifests/examples").join(example),

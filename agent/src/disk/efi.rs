@@ -78,11 +78,6 @@ pub struct SystemPartition {
     pub signature: Signature,
 }
 
-/// True if the machine was booted by UEFI: then, and only then, the kernel makes this directory.
-pub fn is_uefi(root: &Root) -> bool {
-    root.sys("firmware/efi").is_dir()
-}
-
 /// The bytes of an `EFI_LOAD_OPTION` for the file `path`, such as `\EFI\BOOT\BOOTX64.EFI`, on `partition`.
 pub fn load_option(partition: &SystemPartition, path: &str) -> Vec<u8> {
     let mut nodes = vec![4, 1, 42, 0];

@@ -232,7 +232,7 @@ impl Writing<'_> {
                 .check_len(head.len() as u64)
                 .map_err(|source| Failure::Layout { source })?;
         }
-        let boots = if efi::is_uefi(self.root) {
+        let boots = if self.root.is_uefi() {
             layout.system_partition().map(drop)
         } else if is_zero(&whole[..mbr::PROGRAM]) {
             Err(LayoutError::NoProgram)
@@ -282,7 +282,7 @@ impl Writing<'_> {
         held: &mut Held<'_>,
         layout: &Layout,
     ) -> Result<Option<(SystemPartition, Loader)>, Failure> {
-        if !efi::is_uefi(self.root) {
+        if !self.root.is_uefi() {
             return Ok(None);
         }
         let (system, part) = layout

@@ -5,10 +5,10 @@ use muster_proto::{
     inventory::{Boot, BootMode},
 };
 
-use crate::{disk::efi, sys::Root};
+use crate::sys::Root;
 
 pub(super) fn collect(root: &Root, mac: Option<Mac>, uptime: Duration) -> Boot {
-    let mode = if efi::is_uefi(root) {
+    let mode = if root.is_uefi() {
         BootMode::Uefi
     } else {
         BootMode::Bios

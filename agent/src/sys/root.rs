@@ -28,6 +28,11 @@ impl Root {
         }
     }
 
+    /// True if the machine was booted by UEFI: then, and only then, the kernel makes `/sys/firmware/efi`.
+    pub fn is_uefi(&self) -> bool {
+        self.sys("firmware/efi").is_dir()
+    }
+
     /// Below `/`: whatever the others do not name, such as `muster/config.json`.
     pub fn at(&self, relative: impl AsRef<Path>) -> PathBuf {
         self.directory.join(relative)

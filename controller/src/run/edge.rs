@@ -103,7 +103,10 @@ pub(super) fn start(parts: &mut Parts<'_>) -> Result<(), RunError> {
     let (agent_port, max_agents) = (args.agent_port, args.max_agents);
     let mut shutdown = parts.shutdown.clone();
     parts.spawn("the agents' side", async move {
-        let keys = agents::keys::watch(client.clone(), namespace.clone()).await;
+        let keys = tokio::select! {
+            keys = agents::keys::watch(client.clone(), namespace.clone()) => keys,
+            _ = shutdown.wait_for(|stopped| *stopped) => return,
+        };
         let config = agents::Config {
             client,
             namespace,

@@ -168,7 +168,7 @@ fn variables_are_written_below_the_root_and_again_without_a_change() {
             "",
         );
     let root = tree.root();
-    assert!(is_uefi(&root) && !is_uefi(&Tree::new().root()));
+    assert!(root.is_uefi() && !Tree::new().root().is_uefi());
     let option = load_option(&PARTITION, "\\x");
     for _ in 0..2 {
         assert_eq!(enter(&root, &option).unwrap(), 7);
