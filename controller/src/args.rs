@@ -105,8 +105,8 @@ pub struct RunArgs {
     #[arg(long, env = "MUSTER_AGENT_PORT", default_value_t = 9443, value_parser = value_parser!(u16).range(1..))]
     pub agent_port: u16,
     /// Maximum number of agent connections to this replica: one for each machine in its ramdisk, two while it reconnects. Each
-    /// needs an open file and some memory, beside some thousands of open files for all else: a limit that is too low for both is told at
-    /// start, because everything fails once it is reached.
+    /// needs an open file and some memory, beside some thousands of open files for all else; if the limit of open files is too low for
+    /// all of this, a warning at start says so.
     #[arg(long, env = "MUSTER_MAX_AGENTS", default_value_t = 16_384, value_parser = max_agents)]
     pub max_agents: usize,
     /// TCP port for boot files.

@@ -1,14 +1,20 @@
 //! Places for the connections of one port: who finds none waits before the door, and who has its share already is refused. Either is told
 //! in the log, with those who have most: a port that strangers hold looks like one that is down.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
 
 use crate::{
     log::Refusals,
     quota::{Quota, QuotaPermit},
 };
+
+/// How often it is told that a port is still full.
+const REMIND: Duration = Duration::from_secs(60);
 
 /// The places of one service, on all its addresses together.
 #[derive(Debug)]
@@ -39,18 +45,20 @@ impl Places {
         if let Ok(place) = Arc::clone(&self.free).try_acquire_owned() {
             return place;
         }
-        if let Some(left_out) = self.refusals.say_to_all("full") {
-            let (service, size, held_by) = (self.service, self.size, self.by_address.most());
-            tracing::warn!(
-                held_by,
-                left_out,
-                "{service}: all {size} places for connections are taken; next: further clients wait until one ends"
-            );
+        let mut place = std::pin::pin!(Arc::clone(&self.free).acquire_owned());
+        loop {
+            if let Some(left_out) = self.refusals.say_to_all("full") {
+                let (service, size, held_by) = (self.service, self.size, self.by_address.most());
+                tracing::warn!(
+                    held_by,
+                    left_out,
+                    "{service}: all {size} places for connections are taken; next: further clients wait until one ends"
+                );
+            }
+            if let Ok(place) = timeout(REMIND, &mut place).await {
+                return place.expect("the semaphore is never closed");
+            }
         }
-        Arc::clone(&self.free)
-            .acquire_owned()
-            .await
-            .expect("the semaphore is never closed")
     }
 
     /// What a connection from `address` holds beside its place; `None` if that address has as many as it may have.
@@ -83,8 +91,20 @@ mod tests {
     use super::*;
     use crate::log::said::Said;
 
-    #[test]
-    fn who_waits_or_is_refused_is_told_once_with_those_who_have_most() {
+    #[tokio::test(start_paused = true)]
+    async fn a_port_that_stays_full_is_told_again() {
+        let said = Said::listen();
+        let places = Places::new("HTTP", 1, 1);
+        let held = places.next().await;
+        assert!(timeout(Duration::from_secs(200), places.next()).await.is_err());
+        assert_eq!(said.count(&["all 1 places"]), 4, "{}", said.text());
+        drop(held);
+        drop(places.next().await);
+        assert_eq!(said.text().lines().count(), 4);
+    }
+
+    #[tokio::test]
+    async fn who_waits_or_is_refused_is_told_once_with_those_who_have_most() {
         let said = Said::listen();
         let places = Places::new("HTTP", 3, 2);
         let [one, other] = [[10, 77, 0, 9], [10, 77, 0, 8]].map(IpAddr::from);

@@ -134,7 +134,7 @@ fn read_index(directory: &Path) -> Index {
         Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
         Err(error) => {
             // Without its drivers the machine may never be heard of: the console must say why.
-            tracing::error!("{}; the drivers that it lists are not loaded", Chain(&error));
+            tracing::error!("{}; some drivers may not be loaded", Chain(&error));
             String::new()
         }
     };

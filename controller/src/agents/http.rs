@@ -54,7 +54,8 @@ pub(super) struct Room {
     strangers: Arc<Semaphore>,
     by_key: Arc<Quota<String>>,
     by_address: Arc<Quota<IpAddr>>,
-    refusals: Arc<Refusals>,
+    /// What was told of strangers, and of agents: who is refused for either reason in turn is not told each time.
+    told: Arc<(Refusals, Refusals)>,
 }
 
 /// Why there is no place for a connection.
@@ -85,7 +86,7 @@ impl Room {
             strangers: room(MAX_STRANGERS),
             by_key: Quota::new(MAX_OF_KEY),
             by_address: Quota::new(MAX_OF_ADDRESS),
-            refusals: Arc::default(),
+            told: Arc::default(),
         }
     }
 
@@ -110,9 +111,12 @@ impl Room {
     fn turned_away(&self, full: Full, client: IpAddr, metrics: &Metrics) {
         metrics.turned_away.inc();
         let why = full.to_string();
+        let (strangers, agents) = &*self.told;
         let left_out = match full {
-            Full::Strangers | Full::Agents => self.refusals.say_to_all(&why),
-            Full::Address | Full::Key => self.refusals.say(client, &why),
+            Full::Strangers => strangers.say_to_all(&why),
+            Full::Address => strangers.say(client, &why),
+            Full::Agents => agents.say_to_all(&why),
+            Full::Key => agents.say(client, &why),
         };
         let Some(left_out) = left_out else { return };
         let held_by = matches!(full, Full::Strangers).then(|| self.by_address.most());
@@ -311,5 +315,13 @@ mod tests {
         assert_eq!(said.count(&full), 1, "{}", said.text());
         assert_eq!(said.text().lines().count(), 1);
         assert_eq!(metrics.turned_away.get(), 100);
+        let _agent = room.agent("a").unwrap();
+        for number in 8..108 {
+            let full = room.agent("b").unwrap_err();
+            room.turned_away(full, address(number), &metrics);
+            let full = room.stranger(address(number)).unwrap_err();
+            room.turned_away(full, address(number), &metrics);
+        }
+        assert_eq!(said.text().lines().count(), 2, "{}", said.text());
     }
 }

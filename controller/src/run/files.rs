@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// Room for what has no bound of its own and stays few: connections to the API server (one for each watch and each request under
-/// way), the ports of each Segment, the ramdisks that are served, what the runtime needs.
+/// way; many more only if agents write faster than it answers), the ports of each Segment, the ramdisks that are served, what the runtime needs.
 const REST: usize = 512;
 
 /// What the process may have open at once.
@@ -39,7 +39,8 @@ impl OpenFiles {
             match role {
                 Role::Edge => {
                     open.agents = args.max_agents;
-                    open.others += agents::MAX_STRANGERS
+                    // Each enrolment may wait for the API server.
+                    open.others += 2 * agents::MAX_STRANGERS
                         + http::Limits::default().connections
                         + tftp::Limits::default().transfers;
                     open.failing.push_str(", DHCP, boot files, agents");
@@ -71,7 +72,7 @@ impl OpenFiles {
         };
         Some(format!(
             "the limit of open files is {most}, and this process may need {needed}: once they run out, probes, calls to the API server{} \
-             fail, whoever has taken them; next: raise the limit (LimitNOFILE of a systemd unit, ulimit -Hn){lower}",
+             fail, even if strangers' connections used them up; next: raise the limit (LimitNOFILE of a systemd unit, ulimit -Hn){lower}",
             self.failing
         ))
     }
@@ -100,7 +101,7 @@ mod tests {
     fn each_role_has_room_for_all_that_it_lets_in() {
         let (edge, control) = (of(&["--roles", "edge"]), of(&["--roles", "control"]));
         let rest = 512 + 2 * 32;
-        assert_eq!(enough(&edge), 1000 + 1024 + 1024 + 512 + rest);
+        assert_eq!(enough(&edge), 1000 + 2 * 1024 + 1024 + 512 + rest);
         assert_eq!(enough(&control), 256 + 256 + 16 + rest);
         assert_eq!(enough(&of(&[])), enough(&edge) + enough(&control) - rest);
         assert_eq!(enough(&of(&["--metrics", "off"])), enough(&of(&[])) - 32);

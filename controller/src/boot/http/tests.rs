@@ -331,14 +331,14 @@ async fn a_full_port_is_told_with_those_who_hold_it() {
     let said = Said::listen();
     let (address, _) = serve(Limits {
         connections: 3,
+        // They say nothing, and keep their places.
+        head: Duration::from_secs(60),
         ..Limits::default()
     })
     .await;
     let mut held = Vec::new();
     for last in [2, 3, 2] {
-        let mut stream = connect_from(last, address).await;
-        ask(&mut stream, "GET", "/small", "").await;
-        held.push(stream);
+        held.push(connect_from(last, address).await);
     }
     said.until(&["WARN", "HTTP: all 3 places", "127.0.0.2 (2), 127.0.0.3 (1)"])
         .await;
