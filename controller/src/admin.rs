@@ -356,7 +356,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
-    use crate::log::said::Said;
+    use crate::{bind::connect_from, log::said::Said};
 
     async fn get(at: SocketAddr, path: &str) -> String {
         let mut stream = tokio::net::TcpStream::connect(at).await.unwrap();
@@ -387,9 +387,7 @@ mod tests {
         for _ in 0..2 * CONNECTIONS {
             silent.push(TcpStream::connect(at).await.unwrap());
         }
-        let elsewhere = tokio::net::TcpSocket::new_v4().unwrap();
-        elsewhere.bind("127.0.0.2:0".parse().unwrap()).unwrap();
-        let mut probe = elsewhere.connect(at).await.unwrap();
+        let mut probe = connect_from(2, at).await;
         probe
             .write_all(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
             .await
@@ -428,9 +426,7 @@ mod tests {
         let mut silent = Vec::new();
         for number in 0..CONNECTIONS {
             let [_, _, _, last] = u32::try_from(number / OF_ADDRESS + 2).unwrap().to_be_bytes();
-            let socket = tokio::net::TcpSocket::new_v4().unwrap();
-            socket.bind(([127, 0, 0, last], 0).into()).unwrap();
-            silent.push(socket.connect(at).await.unwrap());
+            silent.push(connect_from(last, at).await);
         }
         said.until(&["WARN", "all 32 places", "127.0.0.2 (8), 127.0.0.3 (8)"])
             .await;

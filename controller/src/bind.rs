@@ -225,6 +225,14 @@ where
     }
 }
 
+/// A connection to `address` from the address 127.0.0.`last`, for tests about what one client may take.
+#[cfg(test)]
+pub(crate) async fn connect_from(last: u8, address: SocketAddr) -> tokio::net::TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(([127, 0, 0, last], 0).into()).unwrap();
+    socket.connect(address).await.unwrap()
+}
+
 #[cfg(test)]
 mod tests {
     use tokio::net::TcpStream;

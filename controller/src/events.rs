@@ -15,6 +15,7 @@ use tokio::{sync::mpsc, time::Instant};
 use tracing::Span;
 
 use crate::{
+    bounded::make_room,
     bucket::{Bucket, Rate},
     sync::lock,
 };
@@ -198,16 +199,6 @@ impl Events {
             warned.insert(words, now);
         }
         true
-    }
-}
-
-/// Forgets what need not be remembered once there are `most`; and if all of it need be, all.
-fn make_room<K, T>(remembered: &mut HashMap<K, T>, most: usize, needed: impl Fn(&T) -> bool) {
-    if remembered.len() >= most {
-        remembered.retain(|_, one| needed(one));
-    }
-    if remembered.len() >= most {
-        remembered.clear();
     }
 }
 

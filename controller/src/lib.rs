@@ -9,6 +9,7 @@ pub mod args;
 pub mod bind;
 pub mod bmc;
 pub mod boot;
+mod bounded;
 pub mod bucket;
 pub mod discovery;
 pub mod events;

@@ -12,6 +12,7 @@ use std::{
 use tokio::time::Instant;
 
 use crate::{
+    bounded::make_room,
     bucket::{Bucket, Rate},
     sync::lock,
 };
@@ -151,11 +152,8 @@ impl Shares {
         let (who, now) = (who.to_canonical(), Instant::now());
         let mut clients = lock(&self.0);
         let Clients { known, all } = &mut *clients;
-        if known.len() >= MAX && !known.contains_key(&who) {
-            known.retain(|_, share| !share.lines.is_full(now));
-            if known.len() >= MAX {
-                known.clear();
-            }
+        if !known.contains_key(&who) {
+            make_room(known, MAX, |share| !share.lines.is_full(now));
         }
         let share = known.entry(who).or_insert_with(|| Share {
             lines: Bucket::new(now),

@@ -16,6 +16,7 @@ use muster_proto::Chain;
 use tokio::time::{Instant, timeout};
 
 use crate::{
+    bounded::make_room,
     bucket::{Bucket, Rate},
     sync::lock,
 };
@@ -87,12 +88,7 @@ impl Known {
             Verdict::Unknown | Verdict::Forbidden => REFUSED,
             Verdict::Unanswered => return,
         };
-        if self.verdicts.len() >= REMEMBERED {
-            self.verdicts.retain(|_, known| now < kept_until(known));
-        }
-        if self.verdicts.len() >= REMEMBERED {
-            self.verdicts.clear();
-        }
+        make_room(&mut self.verdicts, REMEMBERED, |known| now < kept_until(known));
         self.verdicts.insert(token, (verdict, now + lasts));
     }
 }

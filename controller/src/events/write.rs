@@ -20,7 +20,8 @@ use tokio::{
 };
 use tracing::Instrument;
 
-use super::{Dropped, Event, Happened, make_room};
+use super::{Dropped, Event, Happened};
+use crate::bounded::make_room;
 
 /// Who reports.
 const REPORTER: &str = "muster-controller";

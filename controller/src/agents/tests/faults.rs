@@ -168,9 +168,7 @@ async fn one_address_full_of_silent_connections_keeps_no_other_out() {
     let lab = Lab::new().await;
     let mut silent = Vec::new();
     while lab.metric("muster_agents_turned_away_total") < 50 {
-        let socket = tokio::net::TcpSocket::new_v4().unwrap();
-        socket.bind(([127, 0, 0, 2], 0).into()).unwrap();
-        silent.push(socket.connect(lab.address).await.unwrap());
+        silent.push(crate::bind::connect_from(2, lab.address).await);
         assert!(silent.len() < 2000, "nobody was turned away");
     }
     lab.enrolled(1).await;

@@ -11,7 +11,6 @@ use std::{
 use proptest::prelude::*;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpSocket,
     time::{Instant, timeout},
 };
 
@@ -20,7 +19,7 @@ use super::{
     response::{Kind, Step},
     *,
 };
-use crate::log::said::Said;
+use crate::{bind::connect_from, log::said::Said};
 
 /// A site of one file, partly in memory and partly on disk, at `/file`, and of anything that a test adds.
 #[derive(Debug, Default)]
@@ -92,13 +91,6 @@ fn serve_counted(limits: Limits, file: Body, metrics: Metrics) -> (SocketAddr, A
     ));
     tokio::spawn(accept(listener, shared));
     (address, site)
-}
-
-/// A connection from the address 127.0.0.`last`.
-async fn connect_from(last: u8, address: SocketAddr) -> TcpStream {
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.bind(([127, 0, 0, last], 0).into()).unwrap();
-    socket.connect(address).await.unwrap()
 }
 
 /// Reads one response, with its body if `with_body`.
