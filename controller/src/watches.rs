@@ -123,7 +123,7 @@ impl Watches {
         api_error::words(error, kind, self.server.get().map(String::as_str))
     }
 
-    /// The Lease could not be `read` or `written`; or (none) it was.
+    /// The Lease could not be `read`, `written` or `taken`; or (none) it was.
     pub(crate) fn lease(&self, failed: Option<&'static str>) {
         let mut all = self.lock();
         all.lease = failed.map(|action| match all.lease {

@@ -1,13 +1,21 @@
 //! What the agent finds in a machine. Units stand in the field names or docs; sources are files of Linux's sysfs and procfs.
 //!
 //! A collector that fails leaves its part empty and says so in [`Inventory::warnings`]: a bad disk costs a warning, not the report.
+//!
+//! Whoever reads an inventory keeps no more entries of its lists than may be stored ([`crate::list`]): strangers send some, too.
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Mac, identity::Identity};
+use crate::{Mac, identity::Identity, list::first};
 
 /// The most disks and the most NICs that are stored of one machine; the rest is counted in a warning.
 pub const MAX_DEVICES: usize = 1000;
+
+/// The same of every other list of an inventory.
+pub const MAX_ENTRIES: usize = 1000;
+
+/// The most addresses of one NIC; the rest is left out.
+pub const MAX_ADDRESSES: usize = 32;
 
 /// One machine, as its agent sees it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -25,8 +33,10 @@ pub struct Inventory {
     /// Memory.
     pub memory: Memory,
     /// Whole disks, sorted by kernel name.
+    #[serde(deserialize_with = "first::<MAX_DEVICES, _, _>")]
     pub disks: Vec<Disk>,
     /// Network interfaces with hardware behind them, sorted by kernel name.
+    #[serde(deserialize_with = "first::<MAX_DEVICES, _, _>")]
     pub nics: Vec<Nic>,
     /// How the machine started.
     pub boot: Boot,
@@ -36,13 +46,22 @@ pub struct Inventory {
     /// Kernel release of the ramdisk (`uname -r`).
     pub kernel: String,
     /// Devices that no driver in the ramdisk claims.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "first::<MAX_ENTRIES, _, _>"
+    )]
     pub driverless: Vec<Driverless>,
     /// Firmware files that drivers asked for and did not get.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "first::<MAX_ENTRIES, _, _>"
+    )]
     pub missing_firmware: Vec<String>,
     /// What could not be read.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "first::<MAX_ENTRIES, _, _>"
+    )]
     pub warnings: Vec<Warning>,
 }
 
@@ -112,6 +131,7 @@ pub struct Cpu {
     /// NUMA nodes with processors or memory.
     pub numa_nodes: u32,
     /// `flags`, sorted.
+    #[serde(deserialize_with = "first::<MAX_ENTRIES, _, _>")]
     pub flags: Vec<String>,
 }
 
@@ -125,7 +145,10 @@ pub struct Memory {
     /// `MemTotal`, in bytes.
     pub usable_bytes: u64,
     /// One per populated slot.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "first::<MAX_ENTRIES, _, _>"
+    )]
     pub modules: Vec<MemoryModule>,
 }
 
@@ -230,6 +253,13 @@ pub struct Disk {
     /// `queue/zoned` is `host-managed` (SMR, ZNS): most of it takes writes only where the one before ended.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub zoned: bool,
+    /// The inquiry data have a value in TPGS (SPC-4 6.4.2): asymmetric access, which LUNs of arrays have and disks do not.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub asymmetric_access: bool,
+    /// What the metadata at its end is, by which a controller in RAID mode takes the disk for part of a volume of its firmware: `IMSM`
+    /// (Intel) or `DDF` (SNIA); empty if there is none.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub firmware_raid: String,
     /// SCSI `host:channel:target:lun`; empty for other buses.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub hctl: String,
@@ -253,7 +283,10 @@ pub struct Nic {
     /// `carrier`.
     pub carrier: bool,
     /// Addresses with prefix length, such as `10.0.0.7/24`.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "first::<MAX_ADDRESSES, _, _>"
+    )]
     pub addresses: Vec<String>,
     /// PCI vendor id, such as `0x8086`; empty behind other buses.
     #[serde(skip_serializing_if = "String::is_empty")]

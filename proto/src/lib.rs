@@ -12,6 +12,7 @@ pub mod inventory;
 pub mod job;
 #[cfg(feature = "kinds")]
 pub mod kinds;
+pub mod list;
 pub mod mac;
 #[cfg(feature = "seal")]
 pub mod seal;

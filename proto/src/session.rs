@@ -24,6 +24,7 @@ use crate::{
     Mac,
     identity::Identity,
     job::{Clean, Failure, Progress, Write},
+    list::{Head, first},
 };
 
 /// The version of this protocol: `major.minor`. Another major version is refused with [`ProblemKind::Version`].
@@ -46,7 +47,8 @@ pub const MAX_LOG: usize = 8 << 10;
 /// The largest body of a [`LogRequest`] that the controller reads, in bytes; more is answered with 413.
 pub const MAX_LOG_BODY: usize = 1 << 20;
 
-/// How many lines of one [`LogRequest`] the controller shows at most, first lines first; of the rest it says how many there are.
+/// How many lines of one [`LogRequest`] the controller shows at most, first lines first; of the rest it says how many there are. Of
+/// [`PollRequest::log`] it reads no more.
 pub const MAX_LOG_LINES: usize = 1000;
 
 /// The largest request body that the controller reads, in bytes; more is answered with 413.
@@ -127,7 +129,11 @@ pub struct PollRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<Progress>,
     /// With a failed outcome: the last lines of the agent's log, oldest first, at most [`MAX_LOG`] bytes. Since 1.1.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        default,
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "first::<MAX_LOG_LINES, _, _>"
+    )]
     pub log: Vec<String>,
 }
 
@@ -216,7 +222,7 @@ pub enum Outcome {
 #[serde(rename_all = "camelCase")]
 pub struct LogRequest {
     /// The lines, without line ends.
-    pub lines: Vec<String>,
+    pub lines: Head<String, MAX_LOG_LINES>,
 }
 
 /// Why a request was refused.

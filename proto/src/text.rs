@@ -35,9 +35,29 @@ pub fn clean_to(raw: &[u8], max: usize) -> String {
     out
 }
 
-/// Format characters that change how the text around them is shown: bidirectional overrides, zero-width marks, BOM.
+/// What is shown as nothing, or changes how the text around it is shown, so that two texts look the same: Unicode's
+/// `Default_Ignorable_Code_Point` (DerivedCoreProperties), which has all of `Bidi_Control` in it.
 fn is_invisible(c: char) -> bool {
-    matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+    matches!(
+        c,
+        '\u{ad}'
+            | '\u{34f}'
+            | '\u{61c}'
+            | '\u{115f}'..='\u{1160}'
+            | '\u{17b4}'..='\u{17b5}'
+            | '\u{180b}'..='\u{180f}'
+            | '\u{200b}'..='\u{200f}'
+            | '\u{202a}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}'
+            | '\u{3164}'
+            | '\u{fe00}'..='\u{fe0f}'
+            | '\u{feff}'
+            | '\u{ffa0}'
+            | '\u{fff0}'..='\u{fff8}'
+            | '\u{1bca0}'..='\u{1bca3}'
+            | '\u{1d173}'..='\u{1d17a}'
+            | '\u{e0000}'..='\u{e0fff}'
+    )
 }
 
 /// Values that firmware carries when nobody filled them in: their letters and digits in lower case, since vendors write them with all
@@ -248,6 +268,22 @@ mod tests {
         assert_eq!(clean(b"\x1b[31mevil\x1b[0m\n#!ipxe\0"), "[31mevil [0m #!ipxe");
         assert_eq!(clean("a\u{202e}b".as_bytes()), "a b");
         assert_eq!(clean(b"\xff\xfe"), "\u{fffd}\u{fffd}");
+    }
+
+    #[test]
+    fn nothing_that_hides_or_turns_text_round_survives() {
+        let bidi_controls = ['\u{61c}', '\u{200e}', '\u{200f}']
+            .into_iter()
+            .chain('\u{202a}'..='\u{202e}')
+            .chain('\u{2066}'..='\u{2069}');
+        let others = [
+            '\u{ad}', '\u{34f}', '\u{180e}', '\u{200b}', '\u{2060}', '\u{3164}', '\u{fe0f}', '\u{feff}',
+        ];
+        let tags = '\u{e0000}'..='\u{e007f}';
+        for c in bidi_controls.chain(others).chain(tags) {
+            let text = clean(format!("SN{c}1").as_bytes());
+            assert_eq!(text, "SN 1", "{:x}", u32::from(c));
+        }
     }
 
     proptest! {

@@ -9,7 +9,7 @@ use muster_proto::{Chain, job::Clean};
 use nix::libc;
 
 use super::{
-    Disk,
+    Disk, efi,
     gpt::{self, Gpt},
     guard::{self, Refused, Token},
     mbr,
@@ -117,8 +117,9 @@ pub struct Cleaned {
     pub zeroed: u64,
 }
 
-/// Clears the disks that `job` means and no other, one after the other. No disk is touched unless the guard finds all to be what is meant
-/// and in nobody's use, and one that fails keeps no other from being cleaned. Doing so again does no harm.
+/// Clears the disks that `job` means and no other, one after the other, and before them what kernels left in the firmware when they died.
+/// Nothing is touched unless the guard finds all disks to be what is meant and in nobody's use, and one that fails keeps no other from being
+/// cleaned. Doing so again does no harm.
 ///
 /// # Errors
 /// [`CleanError`] says which disks, and what was not done.
@@ -142,6 +143,8 @@ pub fn clean(job: &Clean, root: &Root, work: &Work) -> Result<Vec<Cleaned>, Clea
             Err(refused) => failed.push(broken(refused)?),
         }
     }
+    // The machine is the one that is meant.
+    efi::forget_crashes(root);
     wipe_each(&mut open, failed, work)
 }
 

@@ -8,10 +8,10 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write},
     os::fd::AsRawFd,
-    path::{Path, PathBuf},
+    path::Path,
 };
 
-use muster_proto::Chain;
+use muster_proto::{Chain, text};
 use nix::{
     errno::Errno,
     libc::c_long,
@@ -26,6 +26,9 @@ pub const LABEL: &str = "Muster image";
 
 /// `EFI_GLOBAL_VARIABLE`, as efivarfs ends names with it.
 const GLOBAL: &str = "8be4df61-93ca-11d2-aa0d-00e098032b8c";
+
+/// `LINUX_EFI_CRASH_GUID` (`include/linux/efi.h`): what a kernel leaves of itself when it dies.
+const CRASH: &str = "cfc8fc79-be2e-4ddc-97f0-9f98bfe298a0";
 
 /// Kept over a reset, and there for both boot and operating system.
 const ATTRIBUTES: [u8; 4] = [7, 0, 0, 0];
@@ -46,7 +49,7 @@ pub enum EfiError {
     /// The firmware or kernel refuses a variable.
     #[error("write the EFI variable {name}")]
     Write {
-        /// Which.
+        /// Which, as efivarfs calls it.
         name: String,
         /// Why: `ENOSPC` if the firmware has no room left.
         source: io::Error,
@@ -274,9 +277,34 @@ pub fn enter(root: &Root, option: &[u8]) -> Result<u16, EfiError> {
         write(&directory, "BootOrder", &bytes)?;
     }
     for number in plan.remove {
-        remove(&directory, &entry_name(number))?;
+        remove(&directory, &global(&entry_name(number)))?;
     }
     Ok(plan.number)
+}
+
+/// Removes what kernels left in the firmware's variables when they died (pstore): it tells of a former user, and takes up the firmware's
+/// room. What stays is told in the log: no disk is less clean for it.
+pub fn forget_crashes(root: &Root) {
+    let directory = root.sys("firmware/efi/efivars");
+    let names = sys::absent_as_none(sys::list(&directory)).unwrap_or_else(|error| {
+        tracing::warn!(
+            "{}; records of kernel crashes in EFI variables stay",
+            Chain(&error)
+        );
+        None
+    });
+    // As efi-pstore names them.
+    let is_record = |name: &String| name.starts_with("dump-type") && name.ends_with(CRASH);
+    let mut removed = 0;
+    for name in names.into_iter().flatten().filter(is_record) {
+        match remove(&directory, &name) {
+            Ok(()) => removed += 1,
+            Err(error) => tracing::warn!("{}; this record of a kernel crash stays", Chain(&error)),
+        }
+    }
+    if removed > 0 {
+        tracing::info!("{removed} EFI variables with records of kernel crashes are removed");
+    }
 }
 
 fn entry_name(number: u16) -> String {
@@ -317,15 +345,16 @@ fn read(directory: &Path) -> Result<Variables, ReadError> {
     Ok(variables)
 }
 
-fn place(directory: &Path, name: &str) -> PathBuf {
-    directory.join(format!("{name}-{GLOBAL}"))
+/// The file of a variable of the specification's.
+fn global(name: &str) -> String {
+    format!("{name}-{GLOBAL}")
 }
 
-/// Runs `change` on a variable; once more after its protection, or that of the whole file system, was taken away.
-fn change(directory: &Path, name: &str, change: impl Fn(&Path) -> io::Result<()>) -> Result<(), EfiError> {
-    let path = place(directory, name);
+/// Runs `change` on a variable's `file`; once more after its protection, or that of the whole file system, was taken away.
+fn change(directory: &Path, file: &str, change: impl Fn(&Path) -> io::Result<()>) -> Result<(), EfiError> {
+    let path = directory.join(file);
     let failed = |source| EfiError::Write {
-        name: name.to_owned(),
+        name: text::clean(file.as_bytes()),
         source,
     };
     let error = match change(&path) {
@@ -347,7 +376,7 @@ fn change(directory: &Path, name: &str, change: impl Fn(&Path) -> io::Result<()>
 
 fn write(directory: &Path, name: &str, value: &[u8]) -> Result<(), EfiError> {
     let whole = [&ATTRIBUTES[..], value].concat();
-    change(directory, name, |path| {
+    change(directory, &global(name), |path| {
         let mut file = OpenOptions::new()
             .write(true)
             .create(true)
@@ -361,8 +390,8 @@ fn write(directory: &Path, name: &str, value: &[u8]) -> Result<(), EfiError> {
     })
 }
 
-fn remove(directory: &Path, name: &str) -> Result<(), EfiError> {
-    change(directory, name, |path| fs::remove_file(path))
+fn remove(directory: &Path, file: &str) -> Result<(), EfiError> {
+    change(directory, file, |path| fs::remove_file(path))
 }
 
 /// The kernel guards variables that it does not know from being lost by accident (`fs/efivarfs/inode.c`).

@@ -13,6 +13,9 @@
 //!
 //! So has one that says nothing new for half an hour: a disk that does not answer holds its thread for ever, and the host with it.
 //!
+//! The machine boots again, too, when nothing runs and all that has come for half an hour was of older terms: no leader of a newer one is
+//! there, so the numbers began anew (somebody had written one that was far ahead), and only another session takes orders again.
+//!
 //! A job that disappears from the Server without a new one in its place goes on: nobody has decided otherwise.
 //! Term 0 is nobody's: such a command comes from a person or from a part of the controller that needs no fence. It is as good as any
 //! term as long as it destroys nothing and nothing runs.
@@ -25,7 +28,7 @@ use muster_proto::{
 };
 use tokio::{
     sync::{Notify, oneshot, watch},
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 use crate::{steps::Failed, work::Work};
@@ -37,6 +40,9 @@ const KNOWN: usize = 64;
 /// without a word is to zero some GiB.
 const STALL: Duration = Duration::from_secs(30 * 60);
 
+/// For how long commands of older terms are refused before the machine boots again.
+const OUTDATED: Duration = Duration::from_secs(30 * 60);
+
 /// How many bytes of what failed are left where the controller does not take more.
 const SHORT: usize = 1000;
 
@@ -45,6 +51,8 @@ const SHORT: usize = 1000;
 pub(super) struct Jobs {
     /// The highest term that any command had.
     epoch: i64,
+    /// When the first command was refused since one was taken up or ran.
+    refusing: Option<Instant>,
     /// Commands that were taken up or refused, and how they ended; the oldest are forgotten.
     known: VecDeque<(String, Option<Outcome>)>,
     running: Option<Running>,
@@ -141,7 +149,18 @@ impl Jobs {
     /// `command` is carried out from now on.
     pub(super) fn took(&mut self, command: &Command) {
         self.epoch = self.epoch.max(command.epoch);
+        self.refusing = None;
         self.remember(&command.id, None);
+    }
+
+    /// A command is to be refused at `now`. True if that has gone on for so long that the machine is to boot again instead.
+    pub(super) fn refuses_too_long(&mut self, now: Instant) -> bool {
+        if self.running.is_some() || self.next.is_some() {
+            self.refusing = None;
+            return false;
+        }
+        let since = *self.refusing.get_or_insert(now);
+        now.saturating_duration_since(since) >= OUTDATED
     }
 
     fn remember(&mut self, id: &str, outcome: Option<Outcome>) {
@@ -398,6 +417,33 @@ mod tests {
         ] {
             assert_eq!(jobs.judge(&command("b", epoch, action)), Judgement::Take);
         }
+    }
+
+    #[tokio::test]
+    async fn who_refuses_all_commands_for_long_while_nothing_runs_boots_again() {
+        let start = Instant::now();
+        let almost = OUTDATED - Duration::from_secs(1);
+        let refuse = |jobs: &mut Jobs, after: Duration| {
+            assert!(matches!(jobs.judge(&write("b", 5)), Judgement::Refuse(_)));
+            jobs.refuses_too_long(start + after)
+        };
+        let mut jobs = taken(&[write("a", i64::MAX)]);
+        assert!(!refuse(&mut jobs, Duration::ZERO));
+        assert!(!refuse(&mut jobs, almost));
+        assert!(refuse(&mut jobs, OUTDATED));
+        // One that is taken is a new beginning.
+        let any = command("c", 0, Action::Inspect);
+        assert_eq!(jobs.judge(&any), Judgement::Take);
+        jobs.took(&any);
+        assert!(!refuse(&mut jobs, OUTDATED));
+        assert!(!refuse(&mut jobs, OUTDATED + almost));
+        // So is one that runs, and it is never broken off.
+        jobs.start(&write("a", i64::MAX), |_| std::future::pending());
+        assert!(!refuse(&mut jobs, 3 * OUTDATED));
+        assert!(!refuse(&mut jobs, 5 * OUTDATED));
+        jobs.running = None;
+        assert!(!refuse(&mut jobs, 7 * OUTDATED));
+        assert!(refuse(&mut jobs, 8 * OUTDATED));
     }
 
     #[tokio::test]

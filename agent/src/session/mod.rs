@@ -395,6 +395,13 @@ impl<M: Machine> Session<M> {
             }
             Judgement::Refuse(why) => {
                 tracing::warn!(command = id, "{name} is refused: {why}");
+                // Not told: what is ordered stands, and is carried out by the ramdisk that boots.
+                if self.jobs.refuses_too_long(tokio::time::Instant::now()) {
+                    tracing::error!(
+                        "every command for half an hour was from an older term than this session has seen: the machine reboots for a session that accepts them"
+                    );
+                    return Err(Stop::Ended(Ended::Reboot));
+                }
                 let outcome = Outcome::Failed {
                     message: format!("refused: {why}"),
                     failure: Failure::Outdated,
@@ -516,11 +523,8 @@ impl<M: Machine> Session<M> {
         }
         self.jobs.finished(id, outcome, lines.clone());
         if !lines.is_empty() {
-            match self
-                .link
-                .call::<_, serde_json::Value>(LOG, &LogRequest { lines })
-                .await
-            {
+            let log = LogRequest { lines: lines.into() };
+            match self.link.call::<_, serde_json::Value>(LOG, &log).await {
                 Ok(_) | Err(Stop::Dropped(_) | Stop::Changed | Stop::JobEnded | Stop::Later) => {}
                 Err(stop) => return Err(stop),
             }

@@ -14,7 +14,7 @@ mod root;
 
 pub use read::{
     LIMIT, ReadError, absent_as_none, base, bytes, flag, head, link_name, list, number, optional_flag,
-    optional_number, optional_text, text,
+    optional_number, optional_text, tail, text,
 };
 pub use root::Root;
 

@@ -1,6 +1,7 @@
 use std::{
     fs::{self, File},
     io::{self, Read},
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -109,6 +110,22 @@ pub fn head(path: &Path, limit: u64) -> Result<Vec<u8>, ReadError> {
     let mut bytes = Vec::with_capacity(ATTRIBUTE);
     File::open(path)
         .and_then(|file| file.take(limit).read_to_end(&mut bytes))
+        .map_err(|source| ReadError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+    Ok(bytes)
+}
+
+/// The last `len` bytes of a disk of `size` bytes: a device does not say its size as a file does.
+///
+/// # Errors
+/// [`ReadError::Read`].
+pub fn tail(path: &Path, size: u64, len: usize) -> Result<Vec<u8>, ReadError> {
+    let mut bytes = vec![0; len];
+    let start = size.saturating_sub(len as u64);
+    File::open(path)
+        .and_then(|file| file.read_exact_at(&mut bytes, start))
         .map_err(|source| ReadError::Read {
             path: path.to_owned(),
             source,

@@ -66,6 +66,8 @@ pub(super) struct Edge {
     pub(super) poll_writes: RateLimit,
     /// How often each may say something for our log.
     pub(super) logs: RateLimit,
+    /// How often the certificate of each may be renewed.
+    pub(super) renewals: RateLimit,
     /// How often a job of each Server may be read anew.
     pub(super) job_reads: RateLimit,
     /// How often it may be asked for each key whose its Server is, because the watched copy shows it as another's.

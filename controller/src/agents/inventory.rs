@@ -5,24 +5,52 @@
 use std::collections::BTreeSet;
 
 use muster_proto::{
-    inventory::{Inventory, MAX_DEVICES, Warning},
+    inventory::{Inventory, MAX_ADDRESSES, MAX_DEVICES, MAX_ENTRIES, Warning},
+    list::Head,
     text,
 };
+use serde::{Deserialize, de::IgnoredAny};
 
 use crate::hardware::{DISK_BYTES, NIC_BYTES, fitting};
 
-/// Lists that are neither disks nor NICs hold at most so many entries.
-const MAX_ENTRIES: usize = 1000;
-/// Addresses of one NIC.
-const MAX_ADDRESSES: usize = 32;
+/// The most warnings of our own: one for each list, and one for addresses. With the agent's they are no more than are read again.
+const OWN_WARNINGS: usize = 8;
 /// The most bytes of JSON that each other list may have: at least four times what large machines need, such as 64 memory modules of 150
 /// bytes or 155 devices of 70. All together are well below the 1.5 MiB that etcd takes of one object.
 const LIST_BYTES: usize = 48 << 10;
 /// The same of lists of short names: some 200 processor flags, and at most 64 firmware files.
 const NAME_BYTES: usize = 16 << 10;
 
-/// `inventory` as it is stored.
-pub(super) fn fit(mut inventory: Inventory) -> Inventory {
+/// How long a list was, of which nothing is kept.
+type Length = Head<IgnoredAny, 0>;
+
+/// How long the lists of an inventory were as they came: reading an [`Inventory`] leaves out what is beyond their bounds.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct Lengths {
+    disks: Length,
+    nics: Length,
+    memory: MemoryLengths,
+    cpu: CpuLengths,
+    driverless: Length,
+    missing_firmware: Length,
+    warnings: Length,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct MemoryLengths {
+    modules: Length,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct CpuLengths {
+    flags: Length,
+}
+
+/// `inventory` as it is stored. As it was sent, its lists had the lengths `sent`.
+pub(super) fn fit(mut inventory: Inventory, sent: &Lengths) -> Inventory {
     clean_facts(&mut inventory);
     clean_devices(&mut inventory);
     let mut left_out = Vec::new();
@@ -32,34 +60,20 @@ pub(super) fn fit(mut inventory: Inventory) -> Inventory {
         }
     };
     macro_rules! bound {
-        ($list:expr, $subject:literal, $entries:expr, $bytes:expr) => {{
-            let had = $list.len();
-            $list.truncate(fitting(&$list, $entries, $bytes));
-            cut($subject, had, $list.len());
+        ($($field:ident).+, $subject:literal, $entries:expr, $bytes:expr) => {{
+            let list = &mut inventory.$($field).+;
+            let had = list.len().max(sent.$($field).+.all);
+            list.truncate(fitting(list, $entries, $bytes));
+            cut($subject, had, list.len());
         }};
     }
-    bound!(inventory.disks, "disks", MAX_DEVICES, DISK_BYTES);
-    bound!(inventory.nics, "nics", MAX_DEVICES, NIC_BYTES);
-    bound!(
-        inventory.memory.modules,
-        "memory modules",
-        MAX_ENTRIES,
-        LIST_BYTES
-    );
-    bound!(inventory.cpu.flags, "cpu flags", MAX_ENTRIES, NAME_BYTES);
-    bound!(
-        inventory.driverless,
-        "driverless devices",
-        MAX_ENTRIES,
-        LIST_BYTES
-    );
-    bound!(
-        inventory.missing_firmware,
-        "missing firmware",
-        MAX_ENTRIES,
-        NAME_BYTES
-    );
-    bound!(inventory.warnings, "warnings", MAX_ENTRIES, LIST_BYTES);
+    bound!(disks, "disks", MAX_DEVICES, DISK_BYTES);
+    bound!(nics, "nics", MAX_DEVICES, NIC_BYTES);
+    bound!(memory.modules, "memory modules", MAX_ENTRIES, LIST_BYTES);
+    bound!(cpu.flags, "cpu flags", MAX_ENTRIES, NAME_BYTES);
+    bound!(driverless, "driverless devices", MAX_ENTRIES, LIST_BYTES);
+    bound!(missing_firmware, "missing firmware", MAX_ENTRIES, NAME_BYTES);
+    bound!(warnings, "warnings", MAX_ENTRIES - OWN_WARNINGS, LIST_BYTES);
     let mut seen = BTreeSet::new();
     for mac in inventory.nics.iter().filter_map(|nic| nic.mac) {
         if !seen.insert(mac) {
@@ -167,6 +181,7 @@ fn clean_devices(inventory: &mut Inventory) {
             &mut disk.wwn_vendor_extension,
             &mut disk.wwn_with_extension,
             &mut disk.firmware,
+            &mut disk.firmware_raid,
             &mut disk.hctl,
         ]);
         bound_number(&mut disk.size_bytes);
@@ -200,10 +215,24 @@ mod tests {
     use muster_proto::{
         Mac,
         inventory::{Disk, MemoryModule, Nic},
+        session::MAX_BODY,
     };
     use proptest::prelude::*;
 
     use super::*;
+
+    /// Of an inventory that was never sent.
+    fn fit(inventory: Inventory) -> Inventory {
+        super::fit(inventory, &Lengths::default())
+    }
+
+    /// `body` as it is read and as it is stored then.
+    fn arrived(body: &str) -> (Inventory, Inventory) {
+        let read: Inventory = serde_json::from_str(body).unwrap();
+        let sent: Lengths = serde_json::from_str(body).unwrap();
+        let stored = super::fit(read.clone(), &sent);
+        (read, stored)
+    }
 
     fn disks(count: usize, fill: &str) -> Inventory {
         let disk = |at| Disk {
@@ -226,6 +255,62 @@ mod tests {
             fitted.warnings,
             [warning("disks", "4000 of 5000 are left out".into())]
         );
+    }
+
+    /// Else one body would be hundreds of megabytes.
+    #[test]
+    fn a_body_full_of_empty_disks_takes_little_memory_and_is_told_whole() {
+        let many = MAX_BODY / 3 - 10;
+        let body = format!(r#"{{"disks":[{}{{}}]}}"#, "{},".repeat(many - 1));
+        assert!(body.len() <= MAX_BODY && body.len() > MAX_BODY - 30);
+        let (read, stored) = arrived(&body);
+        assert_eq!(read.disks.len(), MAX_DEVICES);
+        assert!(read.disks.capacity() <= 2 * MAX_DEVICES);
+        let left_out = many - MAX_DEVICES;
+        assert_eq!(
+            stored.warnings,
+            [warning("disks", format!("{left_out} of {many} are left out"))]
+        );
+    }
+
+    #[test]
+    fn of_every_list_the_first_entries_are_read_and_the_rest_is_told() {
+        let list = |entry: &str| format!("[{}]", vec![entry; 3000].join(","));
+        let (devices, names) = (list("{}"), list("\"\""));
+        let body = format!(
+            r#"{{"disks":{devices},"nics":{devices},"memory":{{"modules":{devices}}},"cpu":{{"flags":{names}}},"driverless":{devices},
+                "missingFirmware":{names},"warnings":{devices}}}"#
+        );
+        let (read, stored) = arrived(&body);
+        let lengths = [
+            read.disks.len(),
+            read.nics.len(),
+            read.memory.modules.len(),
+            read.cpu.flags.len(),
+            read.driverless.len(),
+            read.missing_firmware.len(),
+            read.warnings.len(),
+        ];
+        assert_eq!(lengths, [1000; 7]);
+        let told =
+            |subject: &str, kept: usize| warning(subject, format!("{} of 3000 are left out", 3000 - kept));
+        let agents = MAX_ENTRIES - OWN_WARNINGS;
+        let expected = [
+            told("disks", 1000),
+            told("nics", 1000),
+            told("memory modules", 1000),
+            told("cpu flags", 1000),
+            told("driverless devices", 1000),
+            told("missing firmware", 1000),
+            told("warnings", agents),
+        ];
+        assert_eq!(stored.warnings[agents..], expected);
+        // Else what is stored would look like another machine with each report.
+        let again: Inventory = serde_json::from_str(&serde_json::to_string(&stored).unwrap()).unwrap();
+        assert_eq!(again, stored);
+
+        let (read, _) = arrived(&format!(r#"{{"nics":[{{"addresses":{names}}}]}}"#));
+        assert_eq!(read.nics[0].addresses.len(), MAX_ADDRESSES);
     }
 
     #[test]

@@ -26,6 +26,14 @@ const MAX_SUMMARY: usize = 80;
 /// What that shows of a write after which the machine has left its ramdisk.
 const LEFT: &str = "done, and left";
 
+/// `request` as it is kept while it is held: a log is told with a failure, and that is answered at once.
+pub(super) fn heard(mut request: PollRequest) -> PollRequest {
+    if !matches!(request.outcome, Some(Outcome::Failed { .. })) {
+        request.log = Vec::new();
+    }
+    request
+}
+
 /// What the agent is to do: what follows the job that it tells the good end of, or that ended with what is written, or else the job that it
 /// has not taken up.
 pub(super) fn command(server: &Server, request: &PollRequest) -> Option<Command> {

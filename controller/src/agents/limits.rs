@@ -1,6 +1,6 @@
 //! How often one machine may have written what it says: each such write is one to etcd, up to half a megabyte, and discovery writes more
 //! for it. And how often one token may be shown, a job be read anew, and it be asked whose a Server is: they, too, ask the API server
-//! each time. And how often an inventory is understood at all.
+//! each time. And how often an inventory is understood at all, and a certificate renewed.
 
 use std::{
     collections::HashMap,
@@ -50,6 +50,13 @@ const LOGS: Rate = Rate {
     every: Duration::from_secs(30),
 };
 
+/// Certificates that are renewed, for each of which one signature is checked and another one made: an agent asks for one in half an hour,
+/// for the next one a minute later if it cannot use that, and at once if the answer gets lost.
+const RENEWALS: Rate = Rate {
+    burst: 5,
+    every: Duration::from_secs(60),
+};
+
 /// What each Server has had written lately, or each token, or each key. There is at most one bucket for each Server that exists, one for
 /// each token that this installation sealed lately, and one for each key that it has certified lately.
 #[derive(Debug)]
@@ -86,6 +93,12 @@ impl RateLimit {
     /// Of what agents have to say for our log.
     pub(super) fn of_logs() -> RateLimit {
         RateLimit::at(LOGS, ProblemKind::Quota)
+    }
+
+    /// Of certificates that are renewed.
+    pub(super) fn of_renewals() -> RateLimit {
+        // Another edge may have one to give.
+        RateLimit::at(RENEWALS, ProblemKind::Unavailable)
     }
 
     fn at(rate: Rate, refusal: ProblemKind) -> RateLimit {

@@ -146,6 +146,7 @@ impl Server {
             inventory_writes: limits::RateLimit::of_inventories(),
             poll_writes: limits::RateLimit::of_polls(),
             logs: limits::RateLimit::of_logs(),
+            renewals: limits::RateLimit::of_renewals(),
             job_reads: limits::RateLimit::of_questions(),
             owner_reads: limits::RateLimit::of_questions(),
             enrolments: limits::RateLimit::of_questions(),
@@ -286,6 +287,7 @@ async fn reap(edge: Arc<Edge>) {
         edge.inventory_writes.prune();
         edge.poll_writes.prune();
         edge.logs.prune();
+        edge.renewals.prune();
         edge.job_reads.prune();
         edge.owner_reads.prune();
         edge.enrolments.prune();

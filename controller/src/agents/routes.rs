@@ -7,8 +7,8 @@ use muster_proto::{
     inventory::Inventory,
     kinds::{Packed, Server, ServerStatus, Trust},
     session::{
-        EnrolRequest, EnrolResponse, InventoryResponse, LogRequest, MAX_BODY, MAX_LOG_BODY, MAX_LOG_LINES,
-        PollRequest, PollResponse, Problem, ProblemKind, RenewRequest,
+        EnrolRequest, EnrolResponse, InventoryResponse, LogRequest, MAX_BODY, MAX_LOG_BODY, PollRequest,
+        PollResponse, Problem, ProblemKind, RenewRequest,
     },
     text,
 };
@@ -21,7 +21,8 @@ use super::{
     clock,
     edge::{Caller, Edge, On, Peer, unavailable},
     identity::{self, Settled, Word},
-    inventory,
+    inventory::{self, Lengths},
+    jobs,
     metrics::InventoryOutcome,
     poll,
     problem::{Answer, json, problem, refusal, with_status},
@@ -36,15 +37,15 @@ const MAX_SMALL: usize = 16 << 10;
 /// How much of what agents and strangers send is in this replica's memory at once.
 #[derive(Debug)]
 pub(super) struct Bounds {
-    /// How many inventories are understood and stored at once: each is up to [`MAX_BODY`] of text and a few times that when read.
-    /// Nobody holds a place while bytes arrive.
+    /// How many inventories are understood and stored at once: each is at most [`MAX_BODY`] of text when read, and 4 MiB beside that, since
+    /// no more entries of its lists are read than may be stored. That is 96 MiB in all. Nobody holds a place while bytes arrive.
     inventories: Semaphore,
     /// How many bytes of inventories and logs, arriving or arrived and not yet understood, are in memory at once.
     ///
     /// One Server has at most four connections, and one of them an inventory: 8 MiB and three logs, 11 MiB of these 64. Beside these
-    /// there are the 16 MiB of `large_enrolments`, and what is bounded by the connections alone: `MAX_SMALL` of each, 1024 times
-    /// 16 KiB of strangers' and `--max-agents` times 16 KiB of agents', who have shown a certificate. With 16384 of these that is
-    /// 352 MiB in all.
+    /// there are the 96 MiB of `inventories`, the 16 MiB of `large_enrolments`, and what is bounded by the connections alone: `MAX_SMALL`
+    /// of each, 1024 times 16 KiB of strangers' and `--max-agents` times 16 KiB of agents', who have shown a certificate. With 16384 of
+    /// these that is 448 MiB in all. A poll that is held keeps its texts, which are a part of its 16 KiB, and no list ([`jobs::heard`]).
     arriving: Semaphore,
     /// The same of what enrolments have beyond `MAX_SMALL`: strangers keep out only each other's large ones.
     pub(super) large_enrolments: Semaphore,
@@ -132,6 +133,9 @@ async fn enrol(edge: &Edge, peer: &Peer, content: Content) -> Result<EnrolRespon
 /// A further certificate for the key of this session: the session is the key, another key is another enrolment.
 async fn renew(edge: &Edge, peer: &Peer, content: Content) -> Result<EnrolResponse, Problem> {
     let caller = edge.authenticate(peer).await?;
+    if let Err(refused) = edge.renewals.one(caller.name()).ask() {
+        return Err(body::refuse(content, refused).await);
+    }
     let request: RenewRequest = read(content).await?;
     let caller = edge.still(peer, caller).await?;
     let key = ca::Request::parse(&request.csr)
@@ -184,11 +188,12 @@ async fn report(edge: &Edge, peer: &Peer, content: Content) -> Result<InventoryR
             .await
             .expect("the semaphore is never closed");
         let reported: Inventory = understand(&arrived)?;
+        let sent: Lengths = understand(&arrived)?;
         drop(arrived);
+        let fitted = inventory::fit(reported, &sent);
         let caller = edge.still(peer, caller).await?;
         edge.sessions
             .heard(caller.name(), &caller.certificate.fingerprint);
-        let fitted = inventory::fit(reported);
         store(edge, &caller, &fitted).await
     };
     match stored.await {
@@ -268,7 +273,7 @@ fn inventoried(mut status: ServerStatus, settled: &Settled, reported: &Inventory
 
 pub(super) async fn turn(edge: &Arc<Edge>, peer: &Peer, content: Content) -> Result<PollResponse, Problem> {
     let caller = Box::pin(edge.authenticate(peer)).await?;
-    let request: PollRequest = Box::pin(read(content)).await?;
+    let request: PollRequest = jobs::heard(Box::pin(read(content)).await?);
     poll::answer(edge, peer, caller, &request).await
 }
 
@@ -279,11 +284,11 @@ async fn log(edge: &Edge, peer: &Peer, content: Content) -> Result<(), Problem> 
     }
     let room = edge.bounds.arriving();
     let request: LogRequest = understand(&body::read(content, MAX_LOG_BODY, Some(room)).await?)?;
-    let more = request.lines.len().saturating_sub(MAX_LOG_LINES);
-    for line in request.lines.iter().take(MAX_LOG_LINES) {
-        let line = text::clean_to(line.as_bytes(), super::jobs::MAX_LINE);
+    for line in &request.lines.kept {
+        let line = text::clean_to(line.as_bytes(), jobs::MAX_LINE);
         tracing::info!(target: "agent", server = %caller.name(), "{line}");
     }
+    let more = request.lines.all - request.lines.kept.len();
     if more > 0 {
         tracing::info!(target: "agent", server = %caller.name(), more, "lines left out");
     }

@@ -166,7 +166,11 @@ fn clean(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
     let disks = to_clean(&inventory.disks, root);
     if disks.is_empty() {
         // It ran something from somewhere.
-        return uncleaned(draft, "the ramdisk found no disk that may be cleared");
+        let none = "the ramdisk found no disk that may be cleared";
+        return match &disk::left_out(&inventory.disks, root)[..] {
+            [] => uncleaned(draft, none),
+            left => uncleaned(draft, &format!("{none}: {}", left.join("; "))),
+        };
     }
     match guard::to_clean(draft.host, draft.seen, &disks) {
         Ok(permit) => {
@@ -342,7 +346,7 @@ fn uncleaned(draft: &mut Draft<'_>, why: &str) {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Residue {
     Nothing,
-    /// What disks hold that cannot be told from each other, were put in, or are not seen.
+    /// What disks hold that cannot be told from each other, were put in, belong to a firmware RAID, or are not seen.
     SomeDisks,
     /// Of a cleaning that was broken off nobody knows how far it went.
     Part,

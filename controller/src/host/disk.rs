@@ -2,8 +2,9 @@
 //!
 //! All hints must hold. Several disks may: then it is the first by kernel name, as upstream takes it. Without hints it is the
 //! smallest disk of at least 4 GiB that is neither removable, read-only nor zoned, nor one of several paths to the same disk, and one behind
-//! iSCSI or Fibre Channel only where the machine has no other: it may be another machine's as well. One behind USB and an SD card
-//! somebody may have left there, and few of them say that they are removable: they are taken only where hints leave no other.
+//! iSCSI or Fibre Channel, or of an array behind SAS, only where the machine has no other: it may be another machine's as well. One behind
+//! USB and an SD card somebody may have left there, and few of them say that they are removable, and a member of a firmware RAID is half of
+//! something: they are taken only where hints leave no other.
 //! Upstream would take `/dev/sda` there, whatever that is; a profile that says so counts only where somebody set it.
 
 use std::collections::BTreeMap;
@@ -61,13 +62,15 @@ pub(super) fn choose<'a>(hints: Option<&RootDeviceHints>, disks: &'a [Disk]) -> 
         return disks
             .iter()
             .filter(|disk| disk.size_bytes >= LEAST && is_writable(disk) && !is_path(&paths, disk))
-            .filter(|disk| Seat::of(disk) != Seat::Plug)
+            .filter(|disk| !matches!(Seat::of(disk), Seat::Plug | Seat::Member))
             .min_by_key(|disk| (Seat::of(disk), disk.size_bytes))
             .ok_or_else(|| {
+                let members = members(disks, None).map(|members| format!("; {members}"));
                 format!(
-                    "none of the {} disks can be chosen without hints (at least 4 GiB; not removable, USB, SD card, read-only, zoned or one of \
-                     several paths): set spec.rootDeviceHints",
-                    disks.len()
+                    "none of the {} disks can be chosen without hints (at least 4 GiB; not removable, USB, SD card, read-only, zoned, part of a \
+                     firmware RAID or one of several paths): set spec.rootDeviceHints{}",
+                    disks.len(),
+                    members.unwrap_or_default()
                 )
             });
     };
@@ -116,9 +119,13 @@ pub(super) fn are_silent(hints: &RootDeviceHints) -> bool {
     said(hints) == RootDeviceHints::default()
 }
 
-/// `hints` without those that say nothing: clients write an empty text, or 0, where they mean none.
+/// `hints` without those that say nothing: clients write an empty text, or 0, where they mean none. What a disk is called has no blanks
+/// around it (`proto::text::clean`); upstream takes none for part of a hint either.
 fn said(hints: &RootDeviceHints) -> RootDeviceHints {
-    let text = |hint: &Option<String>| hint.clone().filter(|hint| !hint.is_empty());
+    let text = |hint: &Option<String>| {
+        let hint = hint.as_deref().map(str::trim);
+        hint.filter(|hint| !hint.is_empty()).map(str::to_owned)
+    };
     RootDeviceHints {
         device_name: text(&hints.device_name),
         hctl: text(&hints.hctl),
@@ -142,15 +149,20 @@ fn is_writable(disk: &Disk) -> bool {
 enum Seat {
     /// In the machine.
     Built,
-    /// Behind a network: other machines may reach it as well.
+    /// Behind a network or on an array: other machines may reach it as well.
     Network,
     /// Where somebody may have put it in.
     Plug,
+    /// In a volume of a firmware RAID, which nothing assembles here: whatever is done to one member breaks that.
+    Member,
 }
 
 impl Seat {
     fn of(disk: &Disk) -> Seat {
         match disk.transport {
+            _ if !disk.firmware_raid.is_empty() => Seat::Member,
+            // Several machines can be cabled to an array.
+            Transport::Sas if disk.asymmetric_access => Seat::Network,
             Transport::Iscsi | Transport::Fc => Seat::Network,
             Transport::Usb | Transport::Sd => Seat::Plug,
             Transport::Nvme
@@ -202,7 +214,8 @@ pub(super) fn left_out(disks: &[Disk], root: Option<&Disk>) -> Vec<String> {
         _ if root == Some(disk) => None,
         (Seat::Plug, _) => Some(format!("{} is a USB disk or SD card", disk.name)),
         (Seat::Built, Err(why)) => Some(format!("{} has {why}", disk.name)),
-        (Seat::Network, _) | (Seat::Built, Ok(())) => None,
+        // Of members all is told together.
+        (Seat::Network | Seat::Member, _) | (Seat::Built, Ok(())) => None,
     };
     let cannot = |disk: &Disk| match disk {
         Disk { zoned: true, .. } => Some(format!("{} is {ZONED}", disk.name)),
@@ -217,7 +230,25 @@ pub(super) fn left_out(disks: &[Disk], root: Option<&Disk>) -> Vec<String> {
     let hold = disks.iter().filter(|disk| disk.size_bytes > 0);
     let (clearable, others): (Vec<_>, Vec<_>) = hold.partition(|disk| is_writable(disk));
     let clearable = clearable.into_iter().filter_map(why);
-    clearable.chain(others.into_iter().filter_map(cannot)).collect()
+    let left = clearable.chain(others.into_iter().filter_map(cannot));
+    left.chain(members(disks, root)).collect()
+}
+
+/// The members of firmware RAIDs among `disks`, without `root`, and what is to be done about them, for people; none: there are none.
+fn members(disks: &[Disk], root: Option<&Disk>) -> Option<String> {
+    let members = disks
+        .iter()
+        .filter(|disk| Seat::of(disk) == Seat::Member && root != Some(*disk));
+    let names: Vec<String> = members
+        .map(|disk| format!("{} ({})", disk.name, disk.firmware_raid))
+        .collect();
+    (!names.is_empty()).then(|| {
+        format!(
+            "part of a firmware RAID, which Muster does not assemble (delete the volume in the firmware's setup, or name the disk in \
+             spec.rootDeviceHints): {}",
+            names.join(", ")
+        )
+    })
 }
 
 /// What the names of those contain that other machines have as well, or that somebody may have put in: those that are cleaned are none of them.
@@ -324,8 +355,8 @@ fn numbers(disk: &Disk) -> Vec<String> {
     all
 }
 
-/// The links to `disk` below `/dev/disk/by-path`: on ATA there are two (`60-persistent-storage.rules` of udev), of which Metal3 shows
-/// either.
+/// The links to `disk` below `/dev/disk/by-path`: on ATA and of virtio there are two (`60-persistent-storage.rules` of udev), of which Metal3
+/// shows either.
 fn paths_of(disk: &Disk) -> impl Iterator<Item = String> {
     let path = Some(disk.by_path.clone()).filter(|path| !path.is_empty());
     let port = |path: &String| {
@@ -335,7 +366,11 @@ fn paths_of(disk: &Disk) -> impl Iterator<Item = String> {
             .then(|| format!("{path}.0"))
     };
     let longer = path.as_ref().and_then(port);
-    path.into_iter().chain(longer)
+    let slot = disk.by_path.strip_prefix("/dev/disk/by-path/pci-");
+    let virtio = slot
+        .filter(|_| disk.name.starts_with("/dev/vd"))
+        .map(|slot| format!("/dev/disk/by-path/virtio-pci-{slot}"));
+    path.into_iter().chain(longer).chain(virtio)
 }
 
 /// The serial numbers that `disk` has for Metal3, each of which may be in a hint: the one that the disk says, and udev's short and long

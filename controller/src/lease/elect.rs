@@ -13,7 +13,7 @@ use super::{
     clock,
     gate::Leadership,
     identity::Identity,
-    next::{Contender, Step, Timing, begins, holder},
+    next::{Contender, EPOCH_ANNOTATION, Step, Timing, begins, duration, holder, is_released},
     others::{Others, Rival},
 };
 use crate::{retry, watches::Watches};
@@ -56,7 +56,7 @@ pub struct Election {
     standing: watch::Sender<Standing>,
     /// Tells people of it while the Lease cannot be used.
     watches: Watches,
-    /// Of whom people were told last that it leads, if it is another.
+    /// Of whom people were told last that it leads, if it is another; empty: that nobody holds the Lease.
     leader: Option<String>,
 }
 
@@ -107,6 +107,7 @@ impl Election {
                 Step::Look => self.look().await,
                 Step::Write(lease) => self.write_alone(*lease).await,
                 Step::Lost => self.contender.lost(),
+                Step::Spent => self.spent(),
                 Step::Wait(until) => {
                     let leads = self.contender.tenure().is_some();
                     if leads {
@@ -116,10 +117,7 @@ impl Election {
                     }
                     tokio::select! {
                         () = tokio::time::sleep(until.saturating_sub(clock::now())) => {}
-                        lease = change(changes.as_mut()) => {
-                            self.watches.lease(None);
-                            self.contender.saw(lease, clock::now());
-                        }
+                        lease = change(changes.as_mut()) => self.saw(lease),
                         () = &mut stop => return self.give_up().await,
                     }
                 }
@@ -136,12 +134,18 @@ impl Election {
 
     async fn look(&mut self) {
         match timeout(self.patience(), self.leases.get_opt(&self.name)).await {
-            Ok(Ok(lease)) => {
-                self.watches.lease(None);
-                self.contender.saw(lease, clock::now());
-            }
+            Ok(Ok(lease)) => self.saw(lease),
             Ok(Err(error)) => self.failed("read", &self.watches.words("Lease", &error)),
             Err(_) => self.late("read"),
+        }
+    }
+
+    /// The Lease is as given.
+    fn saw(&mut self, lease: Option<Lease>) {
+        self.contender.saw(lease, clock::now());
+        // One that can be read and still not be taken is no better for being looked at again.
+        if !self.contender.is_spent() {
+            self.watches.lease(None);
         }
     }
 
@@ -247,7 +251,16 @@ impl Election {
         self.failed(action, &why);
     }
 
-    /// The Lease could not be `read` or `written`.
+    /// Nobody can lead before a person has been there.
+    fn spent(&mut self) {
+        let (namespace, name) = (&self.namespace, &self.name);
+        let why = format!(
+            "its annotation {EPOCH_ANNOTATION} is too high for the number of a term, so nobody leads; next: remove it (kubectl -n {namespace} annotate lease {name} {EPOCH_ANNOTATION}-)"
+        );
+        self.failed("taken", &why);
+    }
+
+    /// The Lease could not be `read`, `written` or `taken`.
     fn failed(&mut self, action: &'static str, error: &str) {
         tracing::warn!(lease = %self.name, error, "the Lease could not be {action}; retrying");
         self.watches.lease(Some(action));
@@ -277,14 +290,19 @@ impl Election {
     }
 
     fn stand_by(&mut self) {
-        let Some(other) = self.contender.lease().and_then(holder) else {
-            return;
-        };
+        let lease = self.contender.lease().filter(|lease| !is_released(lease));
+        let Some(lease) = lease else { return };
+        let other = holder(lease).unwrap_or_default();
         if other == self.identity.text() {
             return;
         }
         if self.leader.as_deref() != Some(other) {
-            tracing::info!(lease = %self.name, leader = %muster_proto::text::clean(other.as_bytes()), "another process leads; standing by");
+            if other.is_empty() {
+                let seconds = duration(lease, self.timing.lease).as_secs();
+                tracing::warn!(lease = %self.name, "the Lease has no holder, but none released it, so another process may still act; next: it is taken once it has not changed for {seconds} s");
+            } else {
+                tracing::info!(lease = %self.name, leader = %muster_proto::text::clean(other.as_bytes()), "another process leads; standing by");
+            }
             self.leader = Some(other.to_owned());
         }
         self.standing.send_if_modified(|standing| {
@@ -442,6 +460,39 @@ mod tests {
         assert_eq!(told.as_deref(), Some("the Lease could not be read for 25 s"));
         api.set_slow(Duration::ZERO);
         election.look().await;
+        assert_eq!(watches.lease_trouble(), None);
+    }
+
+    #[tokio::test]
+    async fn a_lease_that_leaves_no_number_for_a_term_is_told_as_long_as_it_does() {
+        let api = FakeApi::new();
+        let mut lease = lease_of("", "1");
+        lease.metadata.name = Some("control".to_owned());
+        let far = (EPOCH_ANNOTATION.to_owned(), i64::MAX.to_string());
+        lease.metadata.annotations = Some([far].into());
+        api.put("leases", &lease);
+        let (election, mut told, watches) = election_with(&api, Timing::new(3, 2, 1).unwrap());
+        tokio::spawn(election.run(std::future::pending()));
+        // It is ready to follow, also where nobody holds the Lease.
+        let stands_by = told.wait_for(|now| matches!(now, Standing::Standby));
+        let stands_by = timeout(Duration::from_secs(20), stands_by).await;
+        stands_by.expect("it stands by").unwrap();
+        let trouble = async {
+            while watches.lease_trouble().as_deref() != Some("the Lease could not be taken for 3 s") {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(Duration::from_secs(20), trouble)
+            .await
+            .expect("it is told, and not from each look on");
+        api.edit(
+            "leases",
+            "control",
+            &serde_json::json!({"metadata": {"annotations": {EPOCH_ANNOTATION: null}}}),
+        );
+        let leads = |now: &Standing| now.leadership().is_some();
+        let began = timeout(Duration::from_secs(20), told.wait_for(leads)).await;
+        began.expect("it leads").unwrap();
         assert_eq!(watches.lease_trouble(), None);
     }
 

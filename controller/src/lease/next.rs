@@ -4,6 +4,9 @@
 //! wait [`Timing::lease`], which is longer, from when they *saw* the Lease last change. Both count with a clock of their own that
 //! only has to run at about the same speed; what time it is matters to nobody. Every write names the version of the Lease that it
 //! was decided on, so of several who want it one gets it, and a look that is old can only lose.
+//!
+//! Only what a holder has given up by itself is free at once. A Lease from which somebody took the holder, or in which somebody wrote a
+//! shorter time, does not end what its holder does, and is waited for like any other.
 
 use std::time::Duration;
 
@@ -18,6 +21,14 @@ pub type Moment = Duration;
 
 /// Annotation on the Lease: the number of the term. It only grows.
 pub const EPOCH_ANNOTATION: &str = "muster.dev/epoch";
+
+/// Annotation on the Lease: the number of the term that its holder gave up by itself, after its last write. Who takes the holder off by hand
+/// leaves no such mark, or that of an earlier term.
+const RELEASED_ANNOTATION: &str = "muster.dev/released";
+
+/// No term comes after that of this number. No clock leads there, so somebody wrote it; higher ones lose their last digits with some who read
+/// JSON, and the highest cannot grow.
+const LAST_EPOCH: i64 = 1 << 53;
 
 /// How long things take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +86,8 @@ pub(super) enum Step {
     Write(Box<Lease>),
     /// Nothing before then, unless the Lease changes.
     Wait(Moment),
+    /// Somebody has to change the Lease first: it [leaves no number](Contender::is_spent) for a term.
+    Spent,
     /// The term is over: nothing may be written any more.
     Lost,
 }
@@ -92,7 +105,7 @@ pub(super) struct Contender {
     since: Moment,
     /// There is no Lease, but whoever held the one that is gone may lead until then.
     haunted: Moment,
-    /// The highest number of a term that was ever seen.
+    /// The highest number of a term that was ever seen, below [`LAST_EPOCH`].
     floor: i64,
     tenure: Option<Tenure>,
     /// No request before then.
@@ -128,6 +141,13 @@ impl Contender {
         self.lease.as_ref()
     }
 
+    /// True if the Lease has a number after which there is none.
+    pub(super) fn is_spent(&self) -> bool {
+        self.lease
+            .as_ref()
+            .is_some_and(|lease| epoch(lease) >= LAST_EPOCH)
+    }
+
     /// What to do at `now`. `wall` is what people are told of the time, and the least number of a new term. `gone` says of a holder
     /// that it has ended for certain.
     pub(super) fn next(&self, now: Moment, wall: Timestamp, gone: impl FnOnce(&str) -> bool) -> Step {
@@ -140,11 +160,15 @@ impl Contender {
         if !self.fresh {
             return Step::Look;
         }
-        let free = match self.lease.as_ref().map(|lease| (lease, holder(lease))) {
+        if self.is_spent() {
+            return Step::Spent;
+        }
+        let free = match &self.lease {
             None => self.haunted,
-            Some((_, None)) => now,
-            Some((_, Some(holder))) if holder == self.identity || gone(holder) => now,
-            Some((lease, Some(_))) => self.since + duration(lease, self.timing.lease),
+            Some(lease) if self.leads_by(lease) && !holder(lease).is_some_and(gone) => {
+                self.since + duration(lease, self.timing.lease)
+            }
+            Some(_) => now,
         };
         if now >= free {
             Step::Write(Box::new(self.taken(wall)))
@@ -152,6 +176,11 @@ impl Contender {
             // Nobody tells when a holder ends for certain.
             Step::Wait(free.min(now + self.timing.retry))
         }
+    }
+
+    /// True if another may lead by `lease`, as long as that is not too old.
+    fn leads_by(&self, lease: &Lease) -> bool {
+        !is_released(lease) && holder(lease) != Some(&self.identity)
     }
 
     fn lead(&self, tenure: Tenure, now: Moment, wall: Timestamp) -> Step {
@@ -174,9 +203,10 @@ impl Contender {
     fn taken(&self, wall: Timestamp) -> Lease {
         let mut lease = self.lease.clone().unwrap_or_default();
         let before = lease.spec.take();
-        let epoch = self.floor.saturating_add(1).max(wall.as_millisecond());
+        let epoch = (self.floor + 1).max(wall.as_millisecond());
         let annotations = lease.metadata.annotations.get_or_insert_default();
         annotations.insert(EPOCH_ANNOTATION.to_owned(), epoch.to_string());
+        annotations.remove(RELEASED_ANNOTATION);
         lease.spec = Some(LeaseSpec {
             holder_identity: Some(self.identity.clone()),
             lease_duration_seconds: seconds(self.timing.lease),
@@ -197,6 +227,9 @@ impl Contender {
             return None;
         }
         let mut lease = lease.clone();
+        let term = epoch(&lease).to_string();
+        let annotations = lease.metadata.annotations.get_or_insert_default();
+        annotations.insert(RELEASED_ANNOTATION.to_owned(), term);
         let spec = lease.spec.get_or_insert_default();
         spec.holder_identity = None;
         spec.renew_time = Some(MicroTime(wall));
@@ -208,15 +241,17 @@ impl Contender {
         if version(lease.as_ref()) != version(self.lease.as_ref()) {
             self.since = now;
         }
-        let foreign = |lease: &Lease| holder(lease).is_some_and(|holder| holder != self.identity);
         match (&lease, &self.lease) {
-            (None, Some(before)) if foreign(before) => {
+            (None, Some(before)) if self.leads_by(before) => {
                 self.haunted = now + duration(before, self.timing.lease);
             }
             (None, _) => {}
             (Some(_), _) => self.haunted = Moment::ZERO,
         }
-        self.floor = self.floor.max(lease.as_ref().map_or(0, epoch));
+        let seen = lease.as_ref().map_or(0, epoch);
+        if seen < LAST_EPOCH {
+            self.floor = self.floor.max(seen);
+        }
         self.lease = lease;
         self.fresh = true;
         self.again = now;
@@ -275,20 +310,29 @@ pub(super) fn holder(lease: &Lease) -> Option<&str> {
     holder.filter(|holder| !holder.is_empty())
 }
 
-fn epoch(lease: &Lease) -> i64 {
-    let annotations = lease.metadata.annotations.as_ref();
-    let text = annotations.and_then(|all| all.get(EPOCH_ANNOTATION));
-    text.and_then(|text| text.parse().ok()).unwrap_or(0)
+/// True if whoever held `lease` last gave it up by itself.
+pub(super) fn is_released(lease: &Lease) -> bool {
+    let released = number(lease, RELEASED_ANNOTATION);
+    holder(lease).is_none() && released.is_some() && released == number(lease, EPOCH_ANNOTATION)
 }
 
-/// As its holder promised it; one that promised nothing is given our time.
+fn epoch(lease: &Lease) -> i64 {
+    number(lease, EPOCH_ANNOTATION).unwrap_or(0)
+}
+
+fn number(lease: &Lease, annotation: &str) -> Option<i64> {
+    let annotations = lease.metadata.annotations.as_ref()?;
+    annotations.get(annotation)?.parse().ok()
+}
+
+/// As its holder promised it, but no less than `ours`.
 pub(super) fn duration(lease: &Lease, ours: Duration) -> Duration {
     let promised = lease
         .spec
         .as_ref()
         .and_then(|spec| spec.lease_duration_seconds)
         .and_then(|seconds| u64::try_from(seconds).ok());
-    promised.map_or(ours, Duration::from_secs)
+    promised.map_or(ours, |promised| Duration::from_secs(promised).max(ours))
 }
 
 fn seconds(duration: Duration) -> Option<i32> {

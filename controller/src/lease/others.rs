@@ -260,7 +260,7 @@ struct Known {
     /// Ours.
     namespace: String,
     watches: Option<String>,
-    /// How long a Lease is good for whose holder promised nothing.
+    /// How long a Lease is good for whose holder promised less or nothing.
     lease: Duration,
     /// By namespace.
     seen: BTreeMap<String, Seen>,

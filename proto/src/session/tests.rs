@@ -259,6 +259,14 @@ fn user_data_survives_byte_for_byte_and_no_word_of_it_is_shown() {
 }
 
 #[test]
+fn of_a_log_no_more_lines_are_read_than_are_shown() {
+    let body = json!({ "last": "1", "lines": vec![""; 3000], "log": vec![""; 3000] });
+    assert_eq!(read::<PollRequest>(&body).log.len(), MAX_LOG_LINES);
+    let LogRequest { lines } = read(&body);
+    assert_eq!((lines.kept.len(), lines.all), (MAX_LOG_LINES, 3000));
+}
+
+#[test]
 fn the_newest_lines_of_a_log_win() {
     let lines: Vec<_> = (0..1000).map(|number| format!("line {number}")).collect();
     let kept = newest(lines.iter().cloned());

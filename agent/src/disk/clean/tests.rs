@@ -254,6 +254,42 @@ fn a_disk_that_takes_no_writes_or_cannot_be_opened_keeps_no_other_from_being_tri
 }
 
 #[test]
+fn what_kernels_left_in_the_firmware_when_they_died_goes_with_the_cleaning() {
+    const CRASH: &str = "cfc8fc79-be2e-4ddc-97f0-9f98bfe298a0";
+    let file = |name: &str, guid: &str| format!("sys/firmware/efi/efivars/{name}-{guid}");
+    let record = |part: u8| file(&format!("dump-type0-{part}-1-1700000000-C"), CRASH);
+    let others = [
+        file(
+            "dump-type0-1-1-1700000000-C",
+            "8be4df61-93ca-11d2-aa0d-00e098032b8c",
+        ),
+        file("Boot0001", CRASH),
+    ];
+    let tree = machine()
+        .file("sys/block/vda/ro", "1\n")
+        // One that cannot be removed keeps no other.
+        .directory(&record(1))
+        .file(&record(2), "Oops")
+        .file(&record(3), "Panic")
+        .file(&others[0], "")
+        .file(&others[1], "");
+    let root = tree.root();
+    let cleaned = |serial: &str| {
+        let job = Clean {
+            machine: meant(),
+            disks: vec![disk("/dev/vda", serial)],
+        };
+        clean(&job, &root, &Work::unwatched()).unwrap_err()
+    };
+    assert!(matches!(cleaned("C"), CleanError::Refused { .. }));
+    assert!(root.at(record(2)).exists(), "nothing is touched");
+    // Whatever becomes of the disks.
+    assert!(matches!(cleaned("A"), CleanError::Disks { .. }));
+    assert!(!root.at(record(2)).exists() && !root.at(record(3)).exists());
+    assert!(others.iter().all(|other| root.at(other).exists()));
+}
+
+#[test]
 fn nothing_is_touched_where_one_disk_is_not_what_is_meant() {
     let job = Clean {
         machine: meant(),

@@ -94,7 +94,7 @@ fn namespace(block: &Path) -> Option<String> {
 }
 
 /// One controller of an NVMe subsystem: the one that gave the disk its number, else the first.
-fn controller(root: &Root, block: &Path, subsystem: &Path) -> Option<Chain> {
+pub(super) fn controller(root: &Root, block: &Path, subsystem: &Path) -> Option<Chain> {
     let chain_of = |name: &str| {
         let parents = root.ancestors(&subsystem.join(name)).ok()?;
         let chain = Chain::new(parents);

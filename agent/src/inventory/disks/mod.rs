@@ -2,6 +2,7 @@
 
 mod by_path;
 pub(super) mod chain;
+mod raid;
 mod vpd;
 
 use std::path::{Path, PathBuf};
@@ -156,6 +157,8 @@ impl Reading<'_> {
             removable: self.flag("removable") && may_be_taken_out(transport),
             read_only: self.flag("ro"),
             zoned: self.text("queue/zoned") == "host-managed",
+            asymmetric_access: self.has_port_groups(),
+            firmware_raid: self.firmware_raid(&chain, sectors.saturating_mul(SECTOR)),
             hctl: self.hctl(),
             transport,
         })
@@ -222,6 +225,28 @@ impl Reading<'_> {
         } else {
             String::new()
         }
+    }
+
+    /// True if the standard inquiry data have a value in TPGS (SPC-4 6.4.2): groups of target ports are what arrays have.
+    fn has_port_groups(&mut self) -> bool {
+        const TPGS: u8 = 0x30;
+        let inquiry = self.page("device/inquiry");
+        inquiry.get(5).is_some_and(|byte| byte & TPGS != 0)
+    }
+
+    /// What the end of the disk, which has `size` bytes, says of a volume of firmware. Without its device node nobody can tell.
+    fn firmware_raid(&mut self, chain: &Chain, size: u64) -> String {
+        if !raid::is_possible(self.root, &self.block, chain) {
+            return String::new();
+        }
+        let block = match self.number("queue/logical_block_size") {
+            4096 => 4096,
+            _ => 512,
+        };
+        let device = self.root.dev(self.name.replace('!', "/"));
+        let end = sys::absent_as_none(sys::tail(&device, size, raid::BLOCKS * block));
+        let end = self.subject.or_default(end).unwrap_or_default();
+        raid::format(&end).to_owned()
     }
 
     fn hctl(&self) -> String {

@@ -288,6 +288,33 @@ async fn an_older_term_is_refused_and_the_write_of_the_newer_one_goes_on() {
 }
 
 #[tokio::test]
+async fn a_machine_whose_agent_refuses_every_order_for_half_an_hour_boots_again() {
+    let controller = controller(vec![
+        command_of("op-1", i64::MAX, &json!({ "do": "inspect" })),
+        nothing(),
+        clean("op-2", 5),
+        nothing(),
+        Answer::Hold,
+        clean("op-3", 5),
+    ])
+    .await;
+    let agent = Agent::of(&controller);
+    let bench = Arc::clone(&agent.bench);
+    until_polled(&controller, "op-2").await;
+    assert_eq!(outcomes(&controller, "op-2")[0]["failure"], "outdated");
+    // The poll that is held is given up, and the next one brings the order.
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(31 * 60)).await;
+    tokio::time::resume();
+    assert!(matches!(agent.ended().await, Ended::Reboot));
+    assert!(
+        outcomes(&controller, "op-3").is_empty(),
+        "it is left for the next session"
+    );
+    assert!(bench.begun().is_empty());
+}
+
+#[tokio::test]
 async fn a_write_is_stopped_for_a_job_of_its_own_term_which_begins_after_its_end() {
     let controller = controller(vec![write("op-1", 5), clean("op-2", 5)]).await;
     let agent = Agent::of(&controller);

@@ -408,6 +408,33 @@ async fn a_certificate_is_renewed_for_the_same_key_only() {
 }
 
 #[tokio::test]
+async fn a_session_that_renews_again_and_again_gets_a_few_certificates() {
+    let lab = Lab::new().await;
+    let (agent, _) = lab.enrolled(1).await;
+    let (other, _) = lab.enrolled(2).await;
+    let renew = async |agent: &Agent, csr: &str| agent.call("renew", &json!({ "csr": csr })).await;
+    let csr = agent.csr();
+    let mut refused = 0;
+    for _ in 0..20 {
+        if let Err(refusal) = renew(&agent, &csr).await {
+            assert_eq!((refusal.status, refusal.kind), (503, ProblemKind::Unavailable));
+            assert!(refusal.retry_after.is_some());
+            refused += 1;
+        }
+    }
+    // One more may have been granted on a slow computer.
+    assert!((14..=15).contains(&refused), "{refused}");
+    let refusal = renew(&agent, "none").await.unwrap_err();
+    assert_eq!(
+        refusal.kind,
+        ProblemKind::Unavailable,
+        "it is not even understood"
+    );
+    renew(&other, &other.csr()).await.unwrap();
+    agent.report(&inventory_of(1)).await.unwrap();
+}
+
+#[tokio::test]
 async fn agents_live_through_a_rotation_of_the_authority() {
     let (pem, keys) = new_keys();
     let lab = Lab::new().await;

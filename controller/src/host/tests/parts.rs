@@ -56,9 +56,11 @@ fn without_hints_it_is_the_smallest_disk_that_is_large_enough_and_whole() {
         "/dev/sdb"
     );
     // What other machines may reach as well is nobody's first choice.
-    all[2].transport = Transport::Fc;
-    assert_eq!(disk::choose(None, &all).unwrap().name, "/dev/nvme0n1");
-    assert_eq!(disk::choose(None, &all[1..]).unwrap().name, "/dev/sdb");
+    for (transport, is_lun) in [(Transport::Sas, true), (Transport::Fc, false)] {
+        (all[2].transport, all[2].asymmetric_access) = (transport, is_lun);
+        assert_eq!(disk::choose(None, &all).unwrap().name, "/dev/nvme0n1");
+        assert_eq!(disk::choose(None, &all[1..]).unwrap().name, "/dev/sdb");
+    }
     all[2].read_only = true;
     assert_eq!(disk::choose(None, &all).unwrap().name, "/dev/nvme0n1");
     // A stick that somebody left, whose firmware calls it fixed, and a card.
@@ -76,7 +78,9 @@ fn without_hints_it_is_the_smallest_disk_that_is_large_enough_and_whole() {
 
 #[test]
 fn every_hint_of_metal3_counts_and_all_must_hold() {
-    let all = disks();
+    let mut all = disks();
+    all.push(named("vda", 1));
+    all[4].by_path = "/dev/disk/by-path/pci-0000:00:05.0".to_owned();
     // By every one a disk is chosen, and by every one none is where none is like that.
     let cases = [
         (
@@ -94,6 +98,16 @@ fn every_hint_of_metal3_counts_and_all_must_hold() {
         ),
         (
             hints(|hints| hints.device_name = Some("/dev/disk/by-path/pci-0000:00:1f.2-ata-1.1".to_owned())),
+            None,
+        ),
+        (
+            hints(|hints| hints.device_name = Some("/dev/disk/by-path/virtio-pci-0000:00:05.0".to_owned())),
+            Some("/dev/vda"),
+        ),
+        (
+            hints(|hints| {
+                hints.device_name = Some("/dev/disk/by-path/virtio-pci-0000:00:1f.2-ata-1".to_owned());
+            }),
             None,
         ),
         (
@@ -117,6 +131,11 @@ fn every_hint_of_metal3_counts_and_all_must_hold() {
         (hints(|hints| hints.vendor = Some("seagulls".to_owned())), None),
         (
             hints(|hints| hints.serial_number = Some("SERIAL-sda".to_owned())),
+            Some("/dev/sda"),
+        ),
+        // Blanks around it are no part of it.
+        (
+            hints(|hints| hints.serial_number = Some(" SERIAL-sda\t".to_owned())),
             Some("/dev/sda"),
         ),
         // What udev, and so Metal3, takes for serial numbers and world wide names.
@@ -249,9 +268,16 @@ fn a_hardware_profile_counts_only_where_somebody_set_it() {
 
 #[test]
 fn disks_of_others_are_not_cleaned() {
-    for transport in [Transport::Fc, Transport::Iscsi, Transport::Usb, Transport::Sd] {
+    for (transport, is_lun) in [
+        (Transport::Fc, false),
+        (Transport::Iscsi, false),
+        (Transport::Sas, true),
+        (Transport::Usb, false),
+        (Transport::Sd, false),
+    ] {
         let mut all = disks();
         all[0].transport = transport;
+        all[0].asymmetric_access = is_lun;
         let clean = disk::to_clean(&all, None);
         let names: Vec<&str> = clean.iter().map(|disk| disk.name.as_str()).collect();
         assert_eq!(names, ["/dev/sda", "/dev/sdb"]);
@@ -262,6 +288,36 @@ fn disks_of_others_are_not_cleaned() {
         let left = disk::left_out(&all, None);
         assert_eq!(left.len(), usize::from(told), "{left:?}");
     }
+    let mut all = disks();
+    all[0].transport = Transport::Sas;
+    assert_eq!(disk::to_clean(&all, None).len(), 3, "a disk of the machine's own");
+}
+
+#[test]
+fn a_member_of_a_firmware_raid_takes_no_image_unless_hints_say_so_and_is_not_cleaned() {
+    let mut all = disks();
+    all[2].firmware_raid = "IMSM".to_owned();
+    assert_eq!(disk::choose(None, &all).unwrap().name, "/dev/nvme0n1");
+    let clean = disk::to_clean(&all, None);
+    let names: Vec<&str> = clean.iter().map(|disk| disk.name.as_str()).collect();
+    assert_eq!(names, ["/dev/nvme0n1", "/dev/sda"]);
+    let left = disk::left_out(&all, None);
+    assert!(
+        left.len() == 1 && left[0].contains("firmware RAID") && left[0].contains("/dev/sdb (IMSM)"),
+        "{left:?}"
+    );
+    let why = disk::choose(None, &all[1..]).unwrap_err();
+    assert!(
+        why.contains("/dev/sdb (IMSM)") && why.contains("delete the volume"),
+        "{why}"
+    );
+    // Who asks for it gets it, and only where there is no other that fits.
+    let large = hints(|hints| hints.min_size_gigabytes = Some(100));
+    assert_eq!(disk::choose(Some(&large), &all[1..]).unwrap().name, "/dev/sdb");
+    assert!(disk::to_clean(&all, Some(&all[2])).contains(&&all[2]));
+    assert!(disk::left_out(&all, Some(&all[2])).is_empty());
+    all.swap(0, 2);
+    assert_eq!(disk::choose(Some(&large), &all).unwrap().name, "/dev/nvme0n1");
 }
 
 #[test]

@@ -650,6 +650,19 @@ fn told(world: &mut World, reason: &str) -> String {
 }
 
 #[test]
+fn why_no_disk_may_be_cleared_is_said() {
+    let mut world = at(State::Deprovisioning);
+    world.change_inventory(|inventory| {
+        for disk in &mut inventory.disks {
+            disk.firmware_raid = "DDF".to_owned();
+        }
+    });
+    let message = told(&mut world, "NotCleaned");
+    let why = "the ramdisk found no disk that may be cleared: part of a firmware RAID";
+    assert!(message.contains(why), "{message}");
+}
+
+#[test]
 fn an_event_about_a_beginning_says_that_something_begins() {
     type Case = (State, fn(&mut World), &'static str, &'static str);
     let cases: [Case; 6] = [

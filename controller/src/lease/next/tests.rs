@@ -137,10 +137,83 @@ fn a_lease_that_was_given_up_is_taken_at_once() {
     other.saw(Some(released.clone()), 2 * SECOND);
     let taken = write(other.next(2 * SECOND, wall(), |_| false));
     assert!(epoch(&taken) > epoch(&released));
+    let annotations = taken.metadata.annotations.unwrap();
+    assert!(!annotations.contains_key(RELEASED_ANNOTATION), "{annotations:?}");
     assert!(
         other.released(wall()).is_none(),
         "what is not ours is not given up"
     );
+}
+
+/// It is taken at `free` and no sooner.
+fn is_free_at(free: Moment, one: &Contender) {
+    write(one.next(free, wall(), |_| false));
+    let before = one.next(free - Duration::from_millis(1), wall(), |_| false);
+    assert_eq!(before, Step::Wait(free), "{one:?}");
+}
+
+#[test]
+fn what_somebody_writes_into_a_lease_makes_it_free_no_sooner() {
+    let one = leader("a", Duration::ZERO);
+    let term = one.tenure().unwrap().epoch;
+    for (holder, promised, mark, lasts) in [
+        (None, Some(15), None, 15_u32),
+        (Some(""), Some(15), None, 15),
+        (None, Some(20), None, 20),
+        (None, Some(0), None, 15),
+        (None, None, None, 15),
+        (Some("a"), Some(0), None, 15),
+        (Some("a"), Some(-1), None, 15),
+        // A mark is good for its own term, and where nobody has the Lease.
+        (None, Some(15), Some(term - 1), 15),
+        (Some("a"), Some(15), Some(term), 15),
+        (None, Some(15), Some(term), 0),
+    ] {
+        let mut lease = one.lease().cloned().unwrap();
+        let annotations = lease.metadata.annotations.as_mut().unwrap();
+        annotations.extend(mark.map(|mark| (RELEASED_ANNOTATION.to_owned(), mark.to_string())));
+        let spec = lease.spec.as_mut().unwrap();
+        spec.holder_identity = holder.map(str::to_owned);
+        spec.lease_duration_seconds = promised;
+        let mut knew_it = contender("b");
+        knew_it.saw(one.lease().cloned(), SECOND);
+        for mut other in [knew_it, contender("c")] {
+            other.saw(Some(stored(lease.clone(), 2)), 4 * SECOND);
+            is_free_at((4 + lasts) * SECOND, &other);
+            // Deleted as well.
+            other.saw(None, 10 * SECOND);
+            is_free_at((10 + lasts) * SECOND, &other);
+        }
+    }
+}
+
+#[test]
+fn no_term_follows_one_whose_number_nothing_but_a_hand_can_have_written() {
+    let one = leader("a", Duration::ZERO);
+    let first = one.tenure().unwrap().epoch;
+    for (number, next) in [
+        (LAST_EPOCH - 1, Some(LAST_EPOCH)),
+        (LAST_EPOCH, None),
+        (i64::MAX, None),
+    ] {
+        let mut lease = one.lease().cloned().unwrap();
+        let annotations = lease.metadata.annotations.as_mut().unwrap();
+        annotations.insert(EPOCH_ANNOTATION.to_owned(), number.to_string());
+        let mut other = contender("b");
+        other.saw(one.lease().cloned(), Duration::ZERO);
+        other.saw(Some(stored(lease.clone(), 2)), Duration::ZERO);
+        let step = other.next(15 * SECOND, wall(), |_| false);
+        if let Some(next) = next {
+            assert_eq!(epoch(&write(step)), next);
+            continue;
+        }
+        assert_eq!(step, Step::Spent);
+        // Once it is taken off, the numbers go on from what is known of them.
+        lease.metadata.annotations = None;
+        other.saw(Some(stored(lease, 3)), 15 * SECOND);
+        let taken = write(other.next(30 * SECOND, wall(), |_| false));
+        assert_eq!(epoch(&taken), first + 1);
+    }
 }
 
 #[test]

@@ -43,6 +43,24 @@ fn a_failure_is_told_in_clean_text_with_the_newest_lines_of_the_log() {
 }
 
 #[test]
+fn only_a_failure_has_a_log_so_that_no_poll_that_is_held_keeps_one() {
+    let log = vec!["a line".to_owned()];
+    for (outcome, kept) in [
+        (None, false),
+        (Some(Outcome::Done), false),
+        (failing("no luck"), true),
+    ] {
+        let told = PollRequest {
+            log: log.clone(),
+            ..poll("1", outcome.clone())
+        };
+        let heard = heard(told);
+        assert_eq!((heard.log == log, heard.log.capacity() > 0), (kept, kept));
+        assert_eq!((heard.last.as_str(), heard.outcome), ("1", outcome));
+    }
+}
+
+#[test]
 fn a_job_that_nobody_gave_has_no_outcome() {
     let nobodys = poll("0", Some(Outcome::Done));
     assert_eq!(news(&server("1", None), &nobodys, false), None);

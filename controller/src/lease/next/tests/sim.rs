@@ -1,5 +1,6 @@
 //! Several contenders and one API server, with all that may go wrong between them: messages that are late or lost, processes that
-//! stop, end or give up, clocks that differ and run unevenly. At no moment do two lead, and every term has a higher number.
+//! stop, end or give up, clocks that differ and run unevenly, people who take the holder off. At no moment do two lead, and every term has a
+//! higher number.
 
 use std::collections::BTreeSet;
 
@@ -28,6 +29,8 @@ enum Fault {
     Term,
     /// What it takes for the time of day is so much off.
     Wall(i64),
+    /// Somebody takes the holder off the Lease, and its time.
+    Cleared,
 }
 
 #[derive(Clone, Debug)]
@@ -47,6 +50,7 @@ fn plans() -> impl Strategy<Value = Plan> {
         (1_000..40_000_u64).prop_map(Fault::Cut),
         Just(Fault::Term),
         (-1_000_000..1_000_000_i64).prop_map(Fault::Wall),
+        Just(Fault::Cleared),
     ];
     let clocks = prop::collection::vec((0..1_000_000_u64, 970..1030_u64), 2..=5);
     let faults = prop::collection::vec((0..TROUBLE, 0..5_usize, fault), 0..24);
@@ -195,13 +199,18 @@ impl Sim {
         if lease.metadata.resource_version != current {
             return Answer::Refused;
         }
+        Answer::Taken(self.store(*lease))
+    }
+
+    /// `lease` in its next version, of which all are told.
+    fn store(&mut self, lease: Lease) -> Lease {
         self.version += 1;
-        let lease = stored(*lease, self.version);
+        let lease = stored(lease, self.version);
         self.lease = Some(lease.clone());
         for number in 0..self.ones.len() {
             self.send(number, (0, 0), Err(Answer::Watched(lease.clone(), self.version)));
         }
-        Answer::Taken(lease)
+        lease
     }
 
     fn deliver(&mut self) {
@@ -306,6 +315,7 @@ impl Sim {
             Step::Look => self.ask(number, Ask::Look),
             Step::Write(lease) => self.ask(number, Ask::Write(lease)),
             Step::Wait(until) => assert!(until > local, "a wait that is over"),
+            Step::Spent => panic!("nobody wrote a number"),
             Step::Lost => one.brain.lost(),
         }
     }
@@ -319,6 +329,14 @@ impl Sim {
             Fault::Cut(time) => one.cut_until = one.cut_until.max(now + time),
             Fault::Wall(by) => one.wall = by,
             Fault::Kill => self.restart(number),
+            Fault::Cleared => {
+                if let Some(mut lease) = self.lease.clone() {
+                    let spec = lease.spec.get_or_insert_default();
+                    spec.holder_identity = None;
+                    spec.lease_duration_seconds = Some(0);
+                    self.store(lease);
+                }
+            }
             Fault::Term if one.stopped_until > now => {}
             Fault::Term => {
                 let wall = Timestamp::from_second(1_800_000_000).unwrap();
