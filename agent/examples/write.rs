@@ -49,7 +49,7 @@ fn main() -> ExitCode {
                 "image": written.image,
                 "transferred": written.transferred,
                 "digest": written.digest,
-                "warnings": written.warnings,
+                "warnings": work.warnings(),
                 "seconds": seconds,
                 "peakKib": peak(),
             });

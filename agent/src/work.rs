@@ -1,4 +1,5 @@
-//! A piece of work that takes long: it tells its progress, may be stopped from outside, and tells when a thread of it breaks.
+//! A piece of work that takes long: it tells its progress and what it warns of, may be stopped from outside, and tells when a thread of it
+//! breaks.
 
 use std::{
     cell::RefCell,
@@ -38,6 +39,7 @@ struct Inner {
     /// Why a thread of it broke, once one has.
     broken: watch::Sender<Option<String>>,
     pace: Mutex<Pace>,
+    warnings: Mutex<Vec<String>>,
     report: Box<dyn Fn(&Progress) + Send + Sync>,
 }
 
@@ -93,6 +95,7 @@ impl Work {
                 stop: Notify::new(),
                 broken: watch::Sender::default(),
                 pace: Mutex::default(),
+                warnings: Mutex::default(),
                 report: Box::new(report),
             }),
         }
@@ -206,6 +209,17 @@ impl Work {
             pace.last = Some((now, done));
             self.report(&pace, 0);
         }
+    }
+
+    /// Something did not go as it should, and the work goes on all the same: who ordered it hears of it at its end.
+    pub fn warn(&self, warning: String) {
+        tracing::warn!("{warning}");
+        lock(&self.inner.warnings).push(warning);
+    }
+
+    /// What was warned of so far.
+    pub fn warnings(&self) -> Vec<String> {
+        lock(&self.inner.warnings).clone()
     }
 
     fn report(&self, pace: &Pace, bytes_per_second: u64) {

@@ -107,8 +107,8 @@ pub struct Write {
 pub struct ImageSource {
     /// `http` or `https` URL of a raw image, plain or compressed with zstd or gzip (told by its first bytes).
     pub url: String,
-    /// Digest of the bytes as they come from the URL: hexadecimal, or the URL of a list of digests (`sha256sum`'s or BSD's form) that
-    /// names the image's file.
+    /// Digest of the bytes as they come from the URL: hexadecimal, or the URL of a list of digests (in the form of `sha256sum`, BSD or
+    /// OpenSSL) that names the image's file.
     pub checksum: String,
     /// Its algorithm.
     pub algorithm: DigestAlgorithm,

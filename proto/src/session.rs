@@ -17,6 +17,7 @@
 //! | 1.1 | the commands `powerOff`, `clean` and `write`; epochs, progress, a key to seal secrets to, [`Failure`], the log of a failure |
 //! | 1.2 | [`PollRequest::hold_seconds`] |
 //! | 1.3 | [`PollRequest::goes_at_once`] and [`Command::farewell`]: a machine leaves with the answer to the end of its write |
+//! | 1.4 | [`PollRequest::warnings`] |
 
 use serde::{Deserialize, Serialize};
 
@@ -28,7 +29,7 @@ use crate::{
 };
 
 /// The version of this protocol: `major.minor`. Another major version is refused with [`ProblemKind::Version`].
-pub const PROTOCOL: &str = "1.3";
+pub const PROTOCOL: &str = "1.4";
 
 /// How long the controller holds a poll that has nothing to say at most, in seconds. Each one costs both sides a turn, and all of them
 /// together are most of what thousands of agents cost that wait.
@@ -43,6 +44,9 @@ pub const PROGRESS_SECONDS: u64 = 10;
 
 /// How many bytes of log an agent sends along with a failed outcome at most, newest lines first.
 pub const MAX_LOG: usize = 8 << 10;
+
+/// How many [`PollRequest::warnings`] the controller keeps at most, first ones first.
+pub const MAX_WARNINGS: usize = 8;
 
 /// The largest body of a [`LogRequest`] that the controller reads, in bytes; more is answered with 413.
 pub const MAX_LOG_BODY: usize = 1 << 20;
@@ -135,6 +139,9 @@ pub struct PollRequest {
         deserialize_with = "first::<MAX_LOG_LINES, _, _>"
     )]
     pub log: Vec<String>,
+    /// With an outcome: what did not go as it should and did not make the job fail, for people. Since 1.4.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// The last of `lines` that have at most [`MAX_LOG`] bytes together, with an end of line for each.

@@ -315,4 +315,4 @@ pub(crate) fn shown_id(disk: &DiskId) -> String {
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;

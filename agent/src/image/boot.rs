@@ -31,10 +31,13 @@ pub struct Loader {
     pub path: String,
     /// True if the firmware finds a loader without an entry, too.
     pub has_fallback: bool,
+    /// The program that it starts first of all: shim's fallback, which puts entries of its own before all others in the boot order. None if
+    /// it starts none.
+    pub reorders: Option<String>,
 }
 
-/// The loader that a `BOOT….CSV` names, which distributions put beside their shim (shim's `README.fallback`), or else the one that
-/// every firmware looks for. `read` begins at the partition's start.
+/// The loader that a `BOOT….CSV` names, which distributions put beside their shim (shim's `README.fallback`), or `BOOT.CSV` without the
+/// architecture, or else the one that every firmware looks for. `read` begins at the partition's start.
 ///
 /// # Errors
 /// [`BootError`], one variant for each way to fail.
@@ -50,6 +53,7 @@ pub fn loader(read: &mut ReadAt<'_>) -> Result<Loader, BootError> {
     vendors.sort_by_key(|entry| entry.name.to_ascii_lowercase());
 
     let mut has_fallback = false;
+    let mut reorders = None;
     let mut named = None;
     for vendor in &vendors {
         let files = file_system.list(vendor).map_err(fat)?;
@@ -60,22 +64,32 @@ pub fn loader(read: &mut ReadAt<'_>) -> Result<Loader, BootError> {
         };
         if vendor.is_called("BOOT") {
             has_fallback = file(&format!("BOOT{SUFFIX}.EFI")).is_some();
+            // As new and as old shims look for it (`should_use_fallback` in shim's `shim.c`).
+            let program = file(&format!("FB{SUFFIX}.EFI")).or_else(|| file("FALLBACK.EFI"));
+            reorders = program.map(|program| format!("\\EFI\\BOOT\\{}", program.name));
             continue;
         }
-        if named.is_none()
-            && let Some(list) = file(&format!("BOOT{SUFFIX}.CSV"))
-        {
-            let list = file_system.contents(list).map_err(fat)?;
-            // It must be there: an entry that leads nowhere would only delay the boot.
-            let loader = first_of_list(&list).and_then(|name| file(&name));
-            named = loader.map(|loader| format!("\\EFI\\{}\\{}", vendor.name, loader.name));
+        for list in [format!("BOOT{SUFFIX}.CSV"), "BOOT.CSV".to_owned()] {
+            if named.is_none()
+                && let Some(list) = file(&list)
+            {
+                let list = file_system.contents(list).map_err(fat)?;
+                // It must be there: an entry that leads nowhere would only delay the boot.
+                let loader = names_in(&list).iter().find_map(|name| file(name));
+                named = loader.map(|loader| format!("\\EFI\\{}\\{}", vendor.name, loader.name));
+            }
         }
     }
     match named {
-        Some(path) => Ok(Loader { path, has_fallback }),
+        Some(path) => Ok(Loader {
+            path,
+            has_fallback,
+            reorders: None,
+        }),
         None if has_fallback => Ok(Loader {
             path: fallback,
             has_fallback,
+            reorders,
         }),
         None => Err(none()),
     }
@@ -87,15 +101,17 @@ fn directory<'e>(entries: &'e [Entry], name: &str) -> Option<&'e Entry> {
         .find(|entry| entry.is_directory && entry.is_called(name))
 }
 
-/// The file that the first line of a list names: UTF-16, `file,label,options,comment`.
-fn first_of_list(list: &[u8]) -> Option<String> {
+/// The files that the lines of a list name, each: UTF-16, `file,label,options,comment`.
+fn names_in(list: &[u8]) -> Vec<String> {
     let units = list
         .chunks_exact(2)
         .map(|pair| u16::from_le_bytes([pair[0], pair[1]]));
     let text = String::from_utf16_lossy(&units.collect::<Vec<_>>());
-    let line = text.trim_start_matches('\u{feff}').lines().next()?;
-    let name = line.split(',').next()?.trim();
-    (!name.is_empty()).then(|| name.to_owned())
+    let lines = text.trim_start_matches('\u{feff}').lines();
+    lines
+        .filter_map(|line| line.split(',').next())
+        .map(|name| name.trim().to_owned())
+        .collect()
 }
 
 /// As many bytes from a file system's start tell its label: an ISO's descriptor is the farthest.

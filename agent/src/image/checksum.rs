@@ -152,7 +152,7 @@ impl Wanted {
         Wanted::from_list(&String::from_utf8_lossy(file), names, algorithm)
     }
 
-    /// The digest of the file that has one of `names` in a list: `sha256sum`'s form, BSD's form, or one digest that stands alone.
+    /// The digest of the file that has one of `names` in a list: `sha256sum`'s form, BSD's or OpenSSL's, or one digest that stands alone.
     ///
     /// # Errors
     /// [`ChecksumError`].
@@ -284,17 +284,23 @@ impl fmt::Debug for Digest {
 /// The digest in a line, if the line is for `name`. A path before the name is no matter.
 fn digest_for<'l>(line: &'l str, name: &str) -> Option<&'l str> {
     let is_it = |found: &str| found.rsplit('/').next() == Some(name);
-    // `SHA256 (name) = digest`. Others have digests of the same length, such as BLAKE2b.
-    if let Some((head, digest)) = line.rsplit_once(" = ") {
-        let (algorithm, found) = head.split_once(" (")?;
-        let algorithm = algorithm.trim().replace('-', "").to_ascii_uppercase();
-        let is_known = ["SHA256", "SHA2256", "SHA512", "SHA2512", "SHA1", "MD5"].contains(&&*algorithm);
-        return (is_known && is_it(found.strip_suffix(')')?)).then_some(digest.trim());
+    if let Some((found, digest)) = tagged(line) {
+        return is_it(found).then_some(digest);
     }
     // `digest  name`, or `digest *name` for binary files.
     let (digest, found) = line.split_once(char::is_whitespace)?;
     let found = found.trim_start();
     is_it(found.strip_prefix('*').unwrap_or(found)).then_some(digest)
+}
+
+/// The name and the digest in a line of BSD's form, `SHA256 (name) = digest`, or of OpenSSL's, `SHA2-256(name)= digest`. Others have digests
+/// of the same length, such as BLAKE2b.
+fn tagged(line: &str) -> Option<(&str, &str)> {
+    let (head, digest) = line.rsplit_once('=')?;
+    let (algorithm, name) = head.trim_end().strip_suffix(')')?.split_once('(')?;
+    let algorithm = algorithm.trim_end().replace('-', "").to_ascii_uppercase();
+    let is_known = ["SHA256", "SHA2256", "SHA512", "SHA2512", "SHA1", "MD5"].contains(&&*algorithm);
+    is_known.then_some((name, digest.trim_start()))
 }
 
 fn is_web_page(file: &[u8]) -> bool {
@@ -386,6 +392,9 @@ mod tests {
                 "MD5 (a.raw) = {}\nSHA256 (dir/a.raw) = {digest}\r\n",
                 "00".repeat(16)
             ),
+            // As OpenSSL 3 and 1 write it.
+            format!("SHA2-256(a.raw)= {digest}\n"),
+            format!("SHA512(a.raw)= {}\nSHA256(./a.raw)= {digest}\n", "0".repeat(12)),
         ] {
             assert_eq!(
                 Wanted::from_list(&list, &["a.raw"], AUTO).as_ref(),
@@ -426,6 +435,9 @@ mod tests {
             Err(ChecksumError::NotListed("a.raw".to_owned())),
             "a name is no pattern and no suffix"
         );
+        // What only looks like OpenSSL's form is a name, too.
+        let odd = format!("{}  a(b)=c\n{}  other\n", sha256(), sha256());
+        Wanted::from_list(&odd, &["a(b)=c"], AUTO).unwrap();
         let encoded = format!("{}  a+b.raw\n", sha256());
         Wanted::from_list(&encoded, &["a%2Bb.raw", "a+b.raw"], AUTO).unwrap();
         // Another file may be called as this one is once its name is decoded.

@@ -15,7 +15,7 @@
 //! let work = Work::new(move |progress| …);          // work.stop() from anywhere ends it with an error
 //! let environment = Environment { root, clock, name_servers, proxy };
 //! match image::write(&job, config_drive, &environment, &work) {
-//!     Ok(written) => …                               // the machine may be rebooted
+//!     Ok(written) => …                               // the machine may be rebooted; work.warnings() may say more
 //!     Err(error) => …                                // Chain(&error) says what, where and what is on the disk now
 //! }
 //! ```
@@ -28,6 +28,7 @@ pub mod format;
 mod held;
 pub mod iso9660;
 pub mod layout;
+mod other_drives;
 mod pipeline;
 pub mod source;
 pub mod url;
@@ -79,8 +80,6 @@ pub struct Written {
     pub image: u64,
     /// `sha256:…` or `sha512:…` of what came over the network.
     pub digest: String,
-    /// What did not go as it should and did not matter, such as a boot entry that the firmware refused.
-    pub warnings: Vec<String>,
 }
 
 /// What is on the disk after a write failed.
@@ -143,6 +142,14 @@ pub enum Failure {
     /// There is no usable digest.
     #[error("get the image's checksum")]
     Checksum {
+        /// Why.
+        source: ChecksumError,
+    },
+    /// There is none in the list of digests.
+    #[error("get the image's checksum from {list}")]
+    Listed {
+        /// The list's URL, without what may be secret in it.
+        list: String,
         /// Why.
         source: ChecksumError,
     },
@@ -259,7 +266,7 @@ impl Failure {
     fn given(self, got: source::Got) -> Failure {
         let may_be_cut = match &self {
             // What is no list becomes none by what follows.
-            Failure::Checksum { source } => !matches!(source, ChecksumError::NoList { .. }),
+            Failure::Listed { source, .. } => !matches!(source, ChecksumError::NoList { .. }),
             Failure::Mismatch { .. }
             | Failure::Format {
                 source: FormatError::Short(_),
@@ -278,7 +285,7 @@ impl Failure {
             return self;
         }
         let file = match self {
-            Failure::Checksum { .. } => "the image's checksum list",
+            Failure::Listed { .. } => "the image's checksum list",
             _ => "the image",
         };
         Failure::Untold {

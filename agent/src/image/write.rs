@@ -2,7 +2,11 @@
 
 use std::{io, ops::Range};
 
-use muster_proto::{Chain, job::Write};
+use muster_proto::{
+    Chain,
+    inventory::Disk as Described,
+    job::{DiskId, Write},
+};
 use zeroize::Zeroizing;
 
 use super::{
@@ -12,7 +16,7 @@ use super::{
     config_drive, format,
     held::{HEAD, Held, LEAST},
     layout::{Layout, LayoutError, Part},
-    pipeline,
+    other_drives, pipeline,
     source::{self, Got, Patience, Sink, SourceError},
     url,
 };
@@ -50,7 +54,8 @@ pub(super) fn run(
         work.step("check disk", 0);
         let token = guard::allow(&environment.root, &job.machine, &job.disk)
             .map_err(|source| Failure::Refused { source })?;
-        disk.clone_from(&token.disk().name);
+        let target = token.disk().clone();
+        disk.clone_from(&target.name);
         let mut open = token.open().map_err(|source| Failure::Refused { source })?;
         work.step("fetch checksum", 1);
         let wanted = wanted(job, environment, work)?;
@@ -58,6 +63,7 @@ pub(super) fn run(
             wanted,
             config_drive,
             root: &environment.root,
+            target: &target,
             work,
         };
         let fetch =
@@ -90,7 +96,11 @@ fn wanted(job: &Write, environment: &Environment, work: &Work) -> Result<Wanted,
     let url = url::Url::parse(&image.url).map_err(|source| Failure::Source {
         source: SourceError::Url { source },
     })?;
-    Wanted::from_file(&list, &url.file_names(), image.algorithm).map_err(|source| checksum(source).given(got))
+    let listed = |source| Failure::Listed {
+        list: url::shown(given),
+        source,
+    };
+    Wanted::from_file(&list, &url.file_names(), image.algorithm).map_err(|source| listed(source).given(got))
 }
 
 /// What is wrong with `got`, whose digest is another one than is wanted.
@@ -109,6 +119,8 @@ pub(super) struct Writing<'a> {
     pub(super) wanted: Wanted,
     pub(super) config_drive: Option<&'a dyn Contents>,
     pub(super) root: &'a Root,
+    /// The disk, as the inventory describes it.
+    pub(super) target: &'a Described,
     pub(super) work: &'a Work,
 }
 
@@ -150,7 +162,7 @@ impl Writing<'_> {
         layout
             .check_len(transfer.image)
             .map_err(|source| Failure::Layout { source })?;
-        let mut written = Written {
+        let written = Written {
             transferred: transfer.got.bytes,
             image: transfer.image,
             digest: transfer.digest.to_string(),
@@ -159,7 +171,7 @@ impl Writing<'_> {
         let loader = self.loader(&mut held, &layout)?;
         let (layout, drive) = self.add_config_drive(&mut held, layout)?;
         let finished = self
-            .finish(&mut held, &layout, loader, &mut written.warnings)
+            .finish(&mut held, &layout, loader)
             .and_then(|()| self.commit(&mut held, after));
         if let Err(failure) = finished {
             if let Some(drive) = drive {
@@ -169,10 +181,11 @@ impl Writing<'_> {
         }
         if let Err(error) = held.reread_table() {
             // Only this ramdisk does not see the partitions.
-            written.warnings.push(format!(
+            self.work.warn(format!(
                 "the kernel did not accept the new partition table: {error}"
             ));
         }
+        self.look_for_other_drives();
         self.work.step("written", 100);
         Ok(written)
     }
@@ -183,7 +196,6 @@ impl Writing<'_> {
         held: &mut Held<'_>,
         layout: &Layout,
         loader: Option<(SystemPartition, Loader)>,
-        warnings: &mut Vec<String>,
     ) -> Result<(), Failure> {
         self.go_on()?;
         self.work.step("add to boot order", 96);
@@ -195,7 +207,7 @@ impl Writing<'_> {
         }
         held.sync().map_err(disk_failed("sync it"))?;
         if let Some((system, loader)) = loader {
-            self.enter(&system, &loader, warnings)?;
+            self.enter(&system, &loader)?;
         }
         self.go_on()
     }
@@ -293,18 +305,33 @@ impl Writing<'_> {
         Ok(Some((system, loader)))
     }
 
+    /// Warns of config drives on other disks: the system looks for its own by the label, wherever that is.
+    fn look_for_other_drives(&self) {
+        for disk in other_drives::find(self.root, self.target) {
+            self.work.warn(format!(
+                "another disk still has a config drive, whose user data the new system may take for its own: {}; next: clean the host, or wipe \
+                 that disk",
+                shown_id(&DiskId::from(&disk))
+            ));
+        }
+    }
+
     /// Enters the image into the firmware's boot order.
-    fn enter(
-        &self,
-        system: &SystemPartition,
-        loader: &Loader,
-        warnings: &mut Vec<String>,
-    ) -> Result<(), Failure> {
+    fn enter(&self, system: &SystemPartition, loader: &Loader) -> Result<(), Failure> {
+        if let Some(program) = &loader.reorders {
+            self.work.warn(format!(
+                "the image's boot loader runs {program}, which may put a boot entry before those of the network, so that a machine without a \
+                 BMC never boots from the network again; next: add a BOOTX64.CSV that names the boot loader to the image"
+            ));
+        }
         match efi::enter(self.root, &efi::load_option(system, &loader.path)) {
             Ok(_) => Ok(()),
             // The firmware finds the loader by itself, if nothing before it boots.
             Err(error) if loader.has_fallback => {
-                warnings.push(format!("no boot entry was made: {}", Chain(&error)));
+                self.work.warn(format!(
+                    "no boot entry was made, so the machine boots only if its firmware finds the disk by itself; next: check its boot order: {}",
+                    Chain(&error)
+                ));
                 Ok(())
             }
             Err(source) => Err(Failure::Entry { source }),

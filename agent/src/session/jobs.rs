@@ -88,6 +88,19 @@ pub(super) struct Untold {
     pub(super) id: String,
     pub(super) outcome: Outcome,
     pub(super) log: Vec<String>,
+    pub(super) warnings: Vec<String>,
+}
+
+impl Untold {
+    /// With nothing else to say of it.
+    pub(super) fn new(id: &str, outcome: Outcome) -> Untold {
+        Untold {
+            id: id.to_owned(),
+            outcome,
+            log: Vec::new(),
+            warnings: Vec::new(),
+        }
+    }
 }
 
 /// What is done with a command.
@@ -176,17 +189,19 @@ impl Jobs {
         self.known.retain(|(known, _)| known != id);
     }
 
-    /// The job `id` ended like this; `log` are the agent's lines.
-    pub(super) fn finished(&mut self, id: &str, outcome: Outcome, log: Vec<String>) {
-        self.remember(id, Some(outcome.clone()));
-        self.tell(id, outcome, newest(log.into_iter()));
+    /// A job ended like this.
+    pub(super) fn finished(&mut self, ended: Untold) {
+        self.remember(&ended.id, Some(ended.outcome.clone()));
+        self.tell(Untold {
+            log: newest(ended.log.into_iter()),
+            ..ended
+        });
     }
 
     /// The controller is to hear of it, and of nothing else about this job.
-    pub(super) fn tell(&mut self, id: &str, outcome: Outcome, log: Vec<String>) {
-        self.untold.retain(|untold| untold.id != id);
-        let id = id.to_owned();
-        self.untold.push_back(Untold { id, outcome, log });
+    pub(super) fn tell(&mut self, ended: Untold) {
+        self.untold.retain(|untold| untold.id != ended.id);
+        self.untold.push_back(ended);
     }
 
     /// What the next poll tells.
@@ -200,6 +215,7 @@ impl Jobs {
             return false;
         };
         let mut is_shorter = !std::mem::take(&mut untold.log).is_empty();
+        is_shorter |= !std::mem::take(&mut untold.warnings).is_empty();
         if let Outcome::Failed { message, .. } = &mut untold.outcome
             && message.len() > SHORT
         {
@@ -281,7 +297,7 @@ impl Jobs {
         }
         if let Some(replaced) = self.next.replace(command) {
             let outcome = self.replaced("it never started");
-            self.finished(&replaced.id, outcome, Vec::new());
+            self.finished(Untold::new(&replaced.id, outcome));
         }
     }
 
@@ -300,8 +316,8 @@ impl Jobs {
         }
     }
 
-    /// The job that has ended, once it has: its id and its outcome.
-    pub(super) fn collect(&mut self) -> Option<(String, Outcome)> {
+    /// The job that has ended, once it has.
+    pub(super) fn collect(&mut self) -> Option<Untold> {
         let ended = match self.running.as_mut()?.end.try_recv() {
             Err(oneshot::error::TryRecvError::Empty) => return None,
             Ok(ended) => ended,
@@ -317,7 +333,10 @@ impl Jobs {
             Err(failed) if self.next.is_some() => self.replaced(&failed.message),
             Err(Failed { message, failure }) => Outcome::Failed { message, failure },
         };
-        Some((running.id.clone(), outcome))
+        Some(Untold {
+            warnings: running.work.warnings(),
+            ..Untold::new(&running.id, outcome)
+        })
     }
 
     /// The command that waited, if nothing runs any more.
@@ -384,7 +403,7 @@ mod tests {
     fn a_command_is_taken_once_and_its_end_is_told_as_often_as_it_is_given() {
         let mut jobs = taken(&[write("a", 1)]);
         assert_eq!(jobs.judge(&write("a", 1)), Judgement::UnderWay);
-        jobs.finished("a", Outcome::Done, vec![]);
+        jobs.finished(Untold::new("a", Outcome::Done));
         for _ in 0..3 {
             assert_eq!(jobs.judge(&write("a", 1)), Judgement::Ended(Outcome::Done));
         }
@@ -485,7 +504,7 @@ mod tests {
         tokio::time::timeout(std::time::Duration::from_secs(60), ended.notified())
             .await
             .expect("an end");
-        let (id, outcome) = jobs.collect().unwrap();
+        let Untold { id, outcome, .. } = jobs.collect().unwrap();
         assert_eq!(id, "a");
         assert!(matches!(outcome, Outcome::Failed { .. }), "{outcome:?}");
         assert_eq!(jobs.next().unwrap().id, "b");
@@ -504,7 +523,7 @@ mod tests {
         tokio::time::timeout(std::time::Duration::from_secs(60), ended.notified())
             .await
             .expect("an end");
-        let (id, outcome) = jobs.collect().unwrap();
+        let Untold { id, outcome, .. } = jobs.collect().unwrap();
         let Outcome::Failed { message, failure } = outcome else {
             panic!("{outcome:?}")
         };
@@ -528,7 +547,7 @@ mod tests {
             work.step("write image", percent);
         }
         tokio::time::sleep(STALL + Duration::from_secs(1)).await;
-        let (_, outcome) = jobs.collect().expect("an end");
+        let Untold { outcome, .. } = jobs.collect().expect("an end");
         let Outcome::Failed { message, failure } = outcome else {
             panic!("{outcome:?}")
         };
@@ -541,10 +560,25 @@ mod tests {
     fn only_the_newest_lines_go_with_an_outcome() {
         let lines: Vec<_> = (0..1000).map(|number| format!("line {number}")).collect();
         let mut jobs = taken(&[write("a", 1)]);
-        jobs.finished("a", Outcome::Done, lines.clone());
+        jobs.finished(Untold {
+            log: lines.clone(),
+            ..Untold::new("a", Outcome::Done)
+        });
         let told = jobs.untold().unwrap();
         assert_eq!(told.log, newest(lines.clone().into_iter()));
         assert!(told.log.len() < lines.len());
+    }
+
+    #[test]
+    fn what_is_told_in_short_warns_of_nothing() {
+        let mut jobs = taken(&[write("a", 1)]);
+        jobs.finished(Untold {
+            warnings: vec!["no boot entry was made".to_owned()],
+            ..Untold::new("a", Outcome::Done)
+        });
+        assert!(jobs.shorten("a"));
+        assert_eq!(jobs.untold().unwrap().warnings, [""; 0]);
+        assert!(!jobs.shorten("a"), "nothing is left to leave out");
     }
 
     #[test]

@@ -322,9 +322,9 @@ impl<M: Machine> Session<M> {
 
     /// Takes note of a job that has ended, and starts the one that waited for that.
     async fn settle(&mut self) -> Result<(), Stop> {
-        while let Some((id, outcome)) = self.jobs.collect() {
+        while let Some(ended) = self.jobs.collect() {
             self.link.is_working = false;
-            self.finish(&id, outcome).await?;
+            self.finish(ended).await?;
         }
         match self.jobs.next() {
             Some(command) => self.carry_out(command).await,
@@ -334,8 +334,9 @@ impl<M: Machine> Session<M> {
 
     async fn poll(&mut self) -> Result<Option<Command>, Stop> {
         let mut request = PollRequest::default();
-        if let Some(Untold { id, outcome, log }) = self.jobs.untold().cloned() {
-            (request.last, request.outcome, request.log) = (id, Some(outcome), log);
+        if let Some(untold) = self.jobs.untold().cloned() {
+            (request.last, request.outcome) = (untold.id, Some(untold.outcome));
+            (request.log, request.warnings) = (untold.log, untold.warnings);
             request.goes_at_once = self.jobs.are_over();
         } else if let Some((id, progress)) = self.jobs.progress() {
             (request.last, request.progress) = (id.to_owned(), Some(progress));
@@ -389,7 +390,7 @@ impl<M: Machine> Session<M> {
                 Ok(())
             }
             Judgement::Ended(outcome) => {
-                self.jobs.tell(&command.id, outcome, Vec::new());
+                self.jobs.tell(Untold::new(&command.id, outcome));
                 self.breathe().await;
                 Ok(())
             }
@@ -406,7 +407,7 @@ impl<M: Machine> Session<M> {
                     message: format!("refused: {why}"),
                     failure: Failure::Outdated,
                 };
-                self.finish(&command.id, outcome).await
+                self.finish(Untold::new(&command.id, outcome)).await
             }
             Judgement::Take => {
                 tracing::info!(
@@ -446,7 +447,7 @@ impl<M: Machine> Session<M> {
                         return Err(stop);
                     }
                 };
-                return self.finish(&command.id, outcome).await;
+                return self.finish(Untold::new(&command.id, outcome)).await;
             }
             Action::Reboot => return Err(self.farewell(&command, Ended::Reboot).await),
             Action::PowerOff => return Err(self.farewell(&command, Ended::PowerOff).await),
@@ -474,8 +475,8 @@ impl<M: Machine> Session<M> {
                 Ok(())
             }
             Err(Failed { message, failure }) => {
-                self.finish(&command.id, Outcome::Failed { message, failure })
-                    .await
+                let outcome = Outcome::Failed { message, failure };
+                self.finish(Untold::new(&command.id, outcome)).await
             }
         }
     }
@@ -495,7 +496,7 @@ impl<M: Machine> Session<M> {
     /// Tells that `command` is carried out now, unless that is known: there is nobody left to tell it afterwards.
     async fn farewell(&mut self, command: &Command, ended: Ended) -> Stop {
         if !command.farewell {
-            self.jobs.finished(&command.id, Outcome::Done, Vec::new());
+            self.jobs.finished(Untold::new(&command.id, Outcome::Done));
         }
         // The answer may be held back; all that matters is that the outcomes arrive.
         let tell = async {
@@ -511,17 +512,20 @@ impl<M: Machine> Session<M> {
         Stop::Ended(ended)
     }
 
-    /// The job `id` has ended; if it failed, the controller gets the log first.
-    async fn finish(&mut self, id: &str, outcome: Outcome) -> Result<(), Stop> {
+    /// A job has ended; if it failed, the controller gets the log first.
+    async fn finish(&mut self, ended: Untold) -> Result<(), Stop> {
         let mut lines = Vec::new();
-        match &outcome {
-            Outcome::Done => tracing::info!(step = "job-done", job = text::clean(id.as_bytes())),
+        match &ended.outcome {
+            Outcome::Done => tracing::info!(step = "job-done", job = text::clean(ended.id.as_bytes())),
             Outcome::Failed { message, .. } => {
                 tracing::error!("command failed: {message}");
                 lines = self.link.machine.log_lines();
             }
         }
-        self.jobs.finished(id, outcome, lines.clone());
+        self.jobs.finished(Untold {
+            log: lines.clone(),
+            ..ended
+        });
         if !lines.is_empty() {
             let log = LogRequest { lines: lines.into() };
             match self.link.call::<_, serde_json::Value>(LOG, &log).await {

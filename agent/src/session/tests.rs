@@ -264,7 +264,7 @@ async fn a_session_enrols_reports_polls_and_reboots_when_ordered() {
     );
     assert_eq!(calls[0].body["token"], "the token");
     assert_eq!(calls[0].body["identity"]["systemSerial"], "SN-1");
-    assert_eq!(calls[0].body["protocol"], "1.3");
+    assert_eq!(calls[0].body["protocol"], "1.4");
     let seal_key = calls[0].body["sealKey"].as_str().unwrap();
     assert!(muster_proto::seal::public_key(seal_key).is_some(), "{seal_key}");
     assert_eq!(calls[1].body["disks"].as_array().unwrap().len(), 1);

@@ -31,15 +31,11 @@ pub async fn run(
         message: Chain(&error).to_string(),
         failure: failure(&error),
     })?;
-    for warning in &written.warnings {
-        tracing::warn!("{warning}");
-    }
     let image::Written {
         disk,
         transferred,
         image,
         digest,
-        ..
     } = written;
     tracing::info!(step = "image-written", disk, transferred, image, digest);
     Ok(())

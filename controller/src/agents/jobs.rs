@@ -5,7 +5,7 @@ use muster_proto::{
     kinds::{
         BareMetalHost, Job, JobAction, JobStatus, Leave, LeaveAction, Leaving, Server, ServerStatus, Then,
     },
-    session::{Action, Command, Outcome, PollRequest, newest},
+    session::{Action, Command, MAX_WARNINGS, Outcome, PollRequest, newest},
     text,
 };
 
@@ -17,6 +17,8 @@ use crate::{
 #[cfg(test)]
 mod tests;
 
+/// How long a warning may be, in bytes.
+const MAX_WARNING: usize = 512;
 /// How long an error may be, in bytes: a chain of causes with a URL in it.
 const MAX_ERROR: usize = 1024;
 /// The most of a line of an agent's log, in bytes: a message of the same length, and what stands before it.
@@ -290,6 +292,7 @@ pub(super) fn news(server: &Server, request: &PollRequest, due: bool) -> Option<
                     _ => "done",
                 }
                 .to_owned(),
+                warnings: warnings(&request.warnings),
                 leaving,
                 ..JobStatus::default()
             }
@@ -337,6 +340,11 @@ fn failed(message: &str, failure: Failure, log: &[String]) -> JobStatus {
         log: newest(log.iter().map(|line| text::clean_to(line.as_bytes(), MAX_LINE))),
         ..JobStatus::default()
     }
+}
+
+fn warnings(told: &[String]) -> Vec<String> {
+    let cleaned = told.iter().map(|one| text::clean_to(one.as_bytes(), MAX_WARNING));
+    cleaned.filter(|one| !one.is_empty()).take(MAX_WARNINGS).collect()
 }
 
 fn clean(progress: &Progress) -> Progress {

@@ -161,7 +161,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
     // Nothing is left to do, so nobody need be reached for it: a leader that has just begun would ask every BMC first.
     if let Some(server) = server.filter(|server| jobs::look(server, |job| job == left) == Job::Done) {
         let stays_off = is_off(draft, server, &left);
-        finish(draft, stays_off);
+        finish(draft, &left, stays_off);
         return;
     }
     let begun = |server: &Server| jobs::look(server, |job| job.starts_with(&operation)) != Job::Absent;
@@ -463,6 +463,7 @@ fn leave(draft: &mut Draft<'_>, reach: &Reach, server: &Server, id: &str) {
         state @ (Job::Absent | Job::Pending) if connected => {
             let unheard = !placed && draft.waited(WaitReason::Leave, HEARS) && is_here_since(draft, HEARS);
             if unheard || state == Job::Absent {
+                tell_warnings(draft, server, id);
                 let task = if stays_off { Task::PowerOff } else { Task::Reboot };
                 jobs::place(draft, server, id, task);
             }
@@ -481,7 +482,7 @@ fn leave(draft: &mut Draft<'_>, reach: &Reach, server: &Server, id: &str) {
         Job::Failed(error) if connected => {
             failed(draft, &format!("the machine did not leave its ramdisk: {error}"));
         }
-        _ => finish(draft, stays_off),
+        _ => finish(draft, id, stays_off),
     }
 }
 
@@ -530,14 +531,14 @@ fn without_word(draft: &mut Draft<'_>, reach: &Reach, id: &str, stays_off: bool)
     }
     // Of one without a BMC nothing more can be known, and of one that is to be off its power is looked after anyway.
     if *reach == Reach::InBand || (*reach == Reach::Bmc && stays_off) {
-        finish(draft, stays_off);
+        finish(draft, id, stays_off);
         return;
     }
     let tried = draft.seen.tried.as_ref().filter(|tried| tried.operation == id);
     let trouble = match (reach, tried.map(|tried| &tried.result)) {
         (Reach::Silent(_), _) => Some(power::says_no_power(draft, reach)),
         (_, Some(Err(failure))) => Some(failure.message.clone()),
-        (_, Some(Ok(()))) => return finish(draft, stays_off),
+        (_, Some(Ok(()))) => return finish(draft, id, stays_off),
         (_, None) => None,
     };
     if draft.waited(WaitReason::Leave, ramdisk::BOOT_DEADLINE) {
@@ -568,7 +569,19 @@ fn without_word(draft: &mut Draft<'_>, reach: &Reach, id: &str, stays_off: bool)
     }
 }
 
-fn finish(draft: &mut Draft<'_>, stays_off: bool) {
+/// Tells what the agent warned of when it wrote the image: before the job `id`, by which the machine leaves, takes the place of the write in
+/// what is known of it, or else at the end.
+fn tell_warnings(draft: &mut Draft<'_>, server: &Server, id: &str) {
+    let warnings = server.last_job().map(|last| last.warnings.join("; "));
+    if let Some(warnings) = warnings.filter(|all| !all.is_empty() && !jobs::is_placed(server, id)) {
+        draft.warn(
+            "ProvisioningWarning",
+            format!("the image is written, but {warnings}"),
+        );
+    }
+}
+
+fn finish(draft: &mut Draft<'_>, id: &str, stays_off: bool) {
     draft.enter(State::Provisioned);
     draft.end(|history| &mut history.provision);
     draft.status.provisioning_fail_count = 0;
@@ -577,4 +590,7 @@ fn finish(draft: &mut Draft<'_>, stays_off: bool) {
     // Its first boot is no less than what was asked for meanwhile.
     power::rebooted(draft);
     draft.tell("ProvisioningComplete", format!("the image {url} is on the disk"));
+    if let Some(server) = draft.server() {
+        tell_warnings(draft, server, id);
+    }
 }

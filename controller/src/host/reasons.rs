@@ -79,6 +79,10 @@ pub const REASONS: &[Reason] = &[
         "a person has to act before the host can continue; the message says how",
     ),
     ours(
+        "ProvisioningWarning",
+        "the image is on the disk, but the agent warns of something that may keep the machine from booting as it should; the message says what",
+    ),
+    ours(
         "DisksLeft",
         "some disks are not cleaned: they cannot be told apart from others, belong to a firmware RAID, or may have been left in the machine by somebody; the message names them",
     ),

@@ -279,6 +279,9 @@ pub struct JobStatus {
     /// The last lines of the agent's log, oldest first, after a failure; 8 KiB at most.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub log: Vec<String>,
+    /// After a success, what did not go as it should all the same; 8 entries of 512 bytes at most.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     /// How the agent is told to leave, in the answer to its report that this job succeeded; absent if it is not told, or if the edge does not
     /// know this field. The job stays the last one, so that no edge of any version takes it for one that has not been done.
     #[serde(skip_serializing_if = "Option::is_none")]

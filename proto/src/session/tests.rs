@@ -64,6 +64,7 @@ fn recorded(version: &str) -> Value {
         "1.0" => include_str!("recorded/v1_0.json"),
         "1.1" => include_str!("recorded/v1_1.json"),
         "1.2" => include_str!("recorded/v1_2.json"),
+        "1.3" => include_str!("recorded/v1_3.json"),
         other => panic!("{other} is not recorded"),
     };
     serde_json::from_str(text).unwrap()
@@ -159,10 +160,10 @@ fn the_version_before_is_recorded() {
     assert_eq!(recorded(&before)["requests"]["enrol"]["protocol"], before);
 }
 
-/// A field that is renamed, or a default that changes what is sent, breaks those who speak 1.1 and 1.2 already.
+/// A field that is renamed, or a default that changes what is sent, breaks those who speak 1.1 to 1.3 already.
 #[test]
 fn what_was_recorded_of_older_versions_is_what_is_said_now() {
-    ["1.1", "1.2"].into_iter().for_each(is_said_now);
+    ["1.1", "1.2", "1.3"].into_iter().for_each(is_said_now);
 }
 
 fn is_said_now(version: &str) {
@@ -219,6 +220,20 @@ fn a_machine_leaves_with_the_answer_to_its_end_since_version_1_3_where_both_side
     assert!(!read::<Command>(&command).farewell);
     assert_eq!(json!(read::<PollRequest>(&poll)), poll);
     assert_eq!(json!(read::<Command>(&command)), command);
+}
+
+#[test]
+fn an_agent_tells_what_it_warns_of_since_version_1_4() {
+    let poll =
+        json!({ "last": "op-1", "outcome": { "result": "done" }, "warnings": ["no boot entry was made"] });
+    assert_eq!(json!(read::<PollRequest>(&poll)), poll);
+    assert_eq!(
+        read::<v1_0::PollRequest>(&poll).outcome,
+        Some(v1_0::Outcome::Done)
+    );
+    let before = json!({ "last": "op-1", "outcome": { "result": "done" } });
+    assert_eq!(read::<PollRequest>(&before).warnings, [""; 0]);
+    assert_eq!(json!(read::<PollRequest>(&before)), before);
 }
 
 #[test]

@@ -34,8 +34,44 @@ fn the_loader_that_the_distribution_names_is_taken() {
         found(vec![("debian", debian), fallback()]).unwrap(),
         Loader {
             path: "\\EFI\\debian\\shimx64.efi".to_owned(),
-            has_fallback: true
+            has_fallback: true,
+            reorders: None,
         }
+    );
+}
+
+#[test]
+fn a_list_may_be_named_without_the_architecture_and_its_first_line_that_leads_somewhere_counts() {
+    let taken = |lists: Vec<(&'static str, &str)>| {
+        let mut files = vec![("shim.efi", file()), ("grub.efi", file())];
+        files.extend(lists.into_iter().map(|(name, text)| (name, list(text))));
+        let loader = found(vec![("opensuse", Made::Directory(files)), fallback()]).unwrap();
+        assert_eq!(
+            loader.reorders.is_none(),
+            loader.path.contains("opensuse"),
+            "{loader:?}"
+        );
+        loader.path
+    };
+    let (shim, grub) = ("\\EFI\\opensuse\\shim.efi", "\\EFI\\opensuse\\grub.efi");
+    // As openSUSE Leap 16 ships it.
+    let opensuse = "shim.efi,opensuse-secureboot\n";
+    assert_eq!(taken(vec![("boot.csv", opensuse)]), shim);
+    assert_eq!(
+        taken(vec![("BOOT.CSV", opensuse), ("bootx64.csv", "grub.efi,x\n")]),
+        grub
+    );
+    assert_eq!(
+        taken(vec![("BOOT.CSV", opensuse), ("BOOTX64.CSV", "gone.efi,x\n")]),
+        shim
+    );
+    assert_eq!(
+        taken(vec![("BOOTX64.CSV", "gone.efi,x\n\ngrub.efi,y\nshim.efi,z\n")]),
+        grub
+    );
+    assert_eq!(
+        taken(vec![("BOOTAA64.CSV", opensuse)]),
+        "\\EFI\\BOOT\\BOOTX64.EFI"
     );
 }
 
@@ -44,6 +80,7 @@ fn without_a_usable_list_it_is_the_one_that_every_firmware_takes() {
     let expected = Loader {
         path: "\\EFI\\BOOT\\BOOTX64.EFI".to_owned(),
         has_fallback: true,
+        reorders: Some("\\EFI\\BOOT\\FBX64.EFI".to_owned()),
     };
     for text in ["", ",", "gone.efi,x\n"] {
         let vendor = Made::Directory(vec![("BOOTX64.CSV", list(text)), ("grubx64.efi", file())]);
@@ -54,6 +91,17 @@ fn without_a_usable_list_it_is_the_one_that_every_firmware_takes() {
         );
     }
     assert_eq!(found(vec![fallback()]).unwrap(), expected);
+    for (beside, reorders) in [
+        ("FALLBACK.EFI", Some("\\EFI\\BOOT\\FALLBACK.EFI".to_owned())),
+        ("GRUBX64.EFI", None),
+    ] {
+        let boot = Made::Directory(vec![("BOOTX64.EFI", file()), (beside, file())]);
+        let expected = Loader {
+            reorders,
+            ..expected.clone()
+        };
+        assert_eq!(found(vec![("BOOT", boot)]).unwrap(), expected);
+    }
 }
 
 #[test]

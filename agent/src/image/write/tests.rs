@@ -99,6 +99,8 @@ struct Trial {
     wanted: Wanted,
     tree: Tree,
     config: Option<Box<dyn Contents>>,
+    /// As the inventory describes the disk.
+    target: Described,
     work: Work,
 }
 
@@ -110,6 +112,7 @@ impl Trial {
             is_told: true,
             tree: bios(),
             config: None,
+            target: Described::default(),
             work: Work::unwatched(),
         }
     }
@@ -120,6 +123,7 @@ impl Trial {
             wanted: self.wanted.clone(),
             config_drive: self.config.as_deref(),
             root: &self.tree.root(),
+            target: &self.target,
             work: &self.work,
         };
         let mut after = After::Untouched;
@@ -167,14 +171,14 @@ fn an_image_is_written_however_it_is_packed_and_its_table_fitted() {
         let image = image(block);
         for packed in [image.clone(), zstd(&image), zstd_with_size(&image), gzip(&image)] {
             let mut disk = old_disk(block);
-            let (written, _) = Trial::of(packed.clone()).write(&mut disk);
-            let written = written.unwrap();
+            let trial = Trial::of(packed.clone());
+            let written = trial.write(&mut disk).0.unwrap();
             assert_eq!(
                 (written.image, written.transferred),
                 (8 * MIB as u64, packed.len() as u64)
             );
             assert_eq!(written.digest, sha256(&packed).to_string());
-            assert_eq!(written.warnings, [""; 0]);
+            assert_eq!(trial.work.warnings(), [""; 0]);
             assert!(disk.bytes[MIB..7 * MIB] == image[MIB..7 * MIB], "also zeros");
             assert_eq!(disk.bytes[..440], image[..440]);
             let end = disk.bytes.len() as u64 / u64::from(block) - 1;

@@ -86,6 +86,27 @@ async fn a_write_runs_beside_the_polls_tells_its_progress_and_ends_a_held_poll()
 }
 
 #[tokio::test]
+async fn what_a_write_warns_of_is_told_with_its_end() {
+    let controller = controller(vec![write("op-1", 3), nothing()]).await;
+    let agent = Agent::of(&controller);
+    until_polled(&controller, "op-1").await;
+    let work = agent.bench.work.lock().unwrap().clone().unwrap();
+    work.warn("no boot entry was made".to_owned());
+    agent.bench.ends(Ok(()));
+    until_told(&controller, "op-1", 1).await;
+    assert_eq!(
+        polls(&controller).last().unwrap(),
+        &json!({
+            "last": "op-1",
+            "holdSeconds": 25,
+            "outcome": { "result": "done" },
+            "goesAtOnce": true,
+            "warnings": ["no boot entry was made"],
+        })
+    );
+}
+
+#[tokio::test]
 async fn an_outcome_that_the_controller_does_not_take_is_told_once_more_in_short() {
     let refused = || refuse(413, ProblemKind::TooLarge);
     let controller = controller(vec![write("op-1", 3), refused(), refused()]).await;
@@ -125,10 +146,11 @@ async fn whoever_is_told_to_leave_with_the_answer_to_the_end_of_a_write_says_not
 
 /// Their answers as they were recorded when they were the newest: such a controller may go on from one that is newer.
 #[tokio::test]
-async fn a_write_that_a_controller_of_version_1_1_or_1_2_orders_is_finished() {
+async fn a_write_that_a_controller_of_an_older_version_orders_is_finished() {
     for record in [
         include_str!("../../../../proto/src/session/recorded/v1_1.json"),
         include_str!("../../../../proto/src/session/recorded/v1_2.json"),
+        include_str!("../../../../proto/src/session/recorded/v1_3.json"),
     ] {
         is_finished(&serde_json::from_str(record).unwrap()).await;
     }

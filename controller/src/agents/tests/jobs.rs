@@ -698,10 +698,11 @@ async fn what_forbids_to_destroy_data_is_asked_for_each_time_but_for_what_follow
 
 /// Their requests as they were recorded when they were the newest: an agent stays in a ramdisk while the controller is replaced.
 #[tokio::test]
-async fn agents_of_versions_1_1_and_1_2_finish_a_write() {
+async fn agents_of_older_versions_finish_a_write() {
     for record in [
         include_str!("../../../../proto/src/session/recorded/v1_1.json"),
         include_str!("../../../../proto/src/session/recorded/v1_2.json"),
+        include_str!("../../../../proto/src/session/recorded/v1_3.json"),
     ] {
         finishes_a_write(&serde_json::from_str(record).unwrap()).await;
     }

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use muster_proto::kinds::{
-    ErrorType, HARDWARE_ANNOTATION, INSPECT_ANNOTATION, InspectionMode, RELEASE_ANNOTATION, STATUS_ANNOTATION,
+    ErrorType, HARDWARE_ANNOTATION, INSPECT_ANNOTATION, InspectionMode, RELEASE_ANNOTATION,
+    STATUS_ANNOTATION, Server,
 };
 
 use super::{
@@ -15,7 +16,7 @@ use super::{
     },
     life::waiting,
     transitions::at,
-    world::{IMAGE, World, secret},
+    world::{Edge, IMAGE, World, secret},
 };
 
 /// Makes a host of which an Event with this reason is told.
@@ -94,6 +95,12 @@ const STORIES: &[(&str, Story)] = &[
     ("ProvisioningError", || {
         spoilt(State::Available, |world| {
             world.failing_writes = 1;
+            world.set_image(Some(IMAGE));
+        })
+    }),
+    ("ProvisioningWarning", || {
+        spoilt(State::Available, |world| {
+            world.warnings = vec!["no boot entry was made".to_owned()];
             world.set_image(Some(IMAGE));
         })
     }),
@@ -268,6 +275,41 @@ fn a_wait_for_a_person_is_told_once_as_its_condition_has_it() {
         let told = |world: &World| world.events.iter().filter(|told| *told == "ActionNeeded").count();
         assert_eq!(told(&world), 1, "{reason}: {:?}", world.events);
     }
+}
+
+#[test]
+fn what_the_agent_warned_of_when_it_wrote_is_told_once_however_the_machine_leaves() {
+    let told = |world: &World| {
+        let warnings = world.events.iter();
+        warnings.filter(|told| *told == "ProvisioningWarning").count()
+    };
+    let written = |edge| {
+        let mut world = at(State::Available);
+        world.edge = edge;
+        world.warnings = vec!["no boot entry was made".to_owned(), "another disk".to_owned()];
+        world.set_image(Some(IMAGE));
+        world.until("written", |world| {
+            let last = world.server.as_ref().and_then(Server::last_job);
+            last.is_some_and(|last| last.done && last.id.contains("-write"))
+        });
+        world
+    };
+    for edge in [Edge::Newest, Edge::KnowsNoLeave, Edge::KnowsNoThen] {
+        let mut world = written(edge);
+        world.reach(State::Provisioned);
+        world.settle();
+        assert_eq!(told(&world), 1, "{edge:?}: {:?}", world.events);
+    }
+    // It falls silent before it says that it heard of the job by which it leaves.
+    let mut world = written(Edge::KnowsNoLeave);
+    world.machine.deaf = true;
+    world.until("told to leave", |world| {
+        let job = world.server.as_ref().and_then(|server| server.spec.job.as_ref());
+        job.is_some_and(|job| job.id.ends_with("-leave"))
+    });
+    world.disconnect();
+    world.reach(State::Provisioned);
+    assert_eq!(told(&world), 1, "{:?}", world.events);
 }
 
 #[test]

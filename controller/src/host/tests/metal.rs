@@ -422,6 +422,11 @@ impl World {
             } else {
                 Vec::new()
             },
+            warnings: if job.action == JobAction::Write && !fails {
+                self.warnings.clone()
+            } else {
+                Vec::new()
+            },
             ..JobStatus::default()
         });
         self.bump();

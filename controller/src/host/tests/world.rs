@@ -165,6 +165,8 @@ pub(super) struct World {
     pub(super) jobs_take: u32,
     /// The agent fails this many jobs that write.
     pub(super) failing_writes: usize,
+    /// What the agent warns of with the end of a write.
+    pub(super) warnings: Vec<String>,
     /// The ramdisk cannot go down this many times.
     pub(super) failing_ends: usize,
     /// So often Wake-on-LAN was asked for.
@@ -307,6 +309,7 @@ impl World {
             failing_jobs: 0,
             jobs_take: 0,
             failing_writes: 0,
+            warnings: Vec::new(),
             failing_ends: 0,
             wished_awake: 0,
             late: VecDeque::new(),

@@ -52,12 +52,31 @@ fn a_loader_is_not_looked_for_behind_the_end_of_its_partition() {
 fn a_firmware_that_takes_no_entry_is_a_warning_if_it_finds_the_loader_itself() {
     let mut trial = Trial::of(image(BLOCK));
     trial.tree = Tree::new().directory("sys/firmware/efi");
-    let written = trial.write(&mut old_disk(BLOCK)).0.unwrap();
-    assert!(
-        written.warnings[0].starts_with("no boot entry was made"),
-        "{:?}",
-        written.warnings
-    );
+    trial.write(&mut old_disk(BLOCK)).0.unwrap();
+    let warnings = trial.work.warnings();
+    assert!(warnings[0].starts_with("no boot entry was made"), "{warnings:?}");
+}
+
+#[test]
+fn a_loader_that_puts_itself_before_the_network_is_a_warning() {
+    let mut image = image(BLOCK);
+    let boot = Made::Directory(vec![
+        ("BOOTX64.EFI", Made::File(b"MZ".to_vec())),
+        ("FBX64.EFI", Made::File(b"MZ".to_vec())),
+    ]);
+    let system = make(5000, 512, vec![("EFI", Made::Directory(vec![("BOOT", boot)]))]);
+    image[MIB..MIB + system.len()].copy_from_slice(&system);
+    for (tree, expected) in [(uefi(), 1), (bios(), 0)] {
+        let mut trial = Trial::of(image.clone());
+        trial.tree = tree;
+        trial.write(&mut old_disk(BLOCK)).0.unwrap();
+        let warnings = trial.work.warnings();
+        assert_eq!(warnings.len(), expected, "{warnings:?}");
+        assert!(
+            warnings.iter().all(|warning| warning.contains("FBX64.EFI")),
+            "{warnings:?}"
+        );
+    }
 }
 
 #[test]

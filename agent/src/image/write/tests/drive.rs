@@ -1,7 +1,10 @@
 //! What goes on the config drive, when, and what is left of it.
 
 use super::*;
-use crate::disk::gpt::GptError;
+use crate::{
+    disk::{gpt::GptError, guard::tests::machine},
+    inventory,
+};
 
 #[test]
 fn a_config_drive_is_added_at_the_end() {
@@ -184,4 +187,39 @@ fn an_image_that_fills_the_disk_takes_the_config_drive_in_a_file_system_of_that_
         files(&disk.bytes[ROOT..])["/openstack/latest/user_data"],
         b"#cloud-config"
     );
+}
+
+#[test]
+fn a_config_drive_that_another_disk_still_has_is_a_warning() {
+    let own = config_drive::image(&ConfigDrive::default(), BLOCK).unwrap();
+    let other = "sys/devices/pci0000:00/0000:00:05.0/virtio5/block/vdb";
+    let machine = || machine().file(&format!("{other}/vdb1/partition"), "1\n");
+    for (tree, expected, what) in [
+        (machine(), 0, "none"),
+        (machine().file("dev/vdb1", &own), 1, "on a partition"),
+        (machine().file("dev/vdb", &own), 1, "on the whole disk"),
+        (machine().file("dev/vda", &own), 0, "on the disk that is written"),
+        (machine().directory("dev/vdb1"), 0, "cannot be read"),
+        (
+            machine()
+                .file("dev/vdb1", &own)
+                .file(&format!("{other}/serial"), "A"),
+            0,
+            "by another path to the disk that is written",
+        ),
+    ] {
+        let mut trial = Trial::of(image(BLOCK));
+        trial.target = inventory::disks(&tree.root()).remove(0);
+        assert_eq!(trial.target.name, "/dev/vda");
+        trial.tree = tree;
+        trial.write(&mut old_disk(BLOCK)).0.unwrap();
+        let warnings = trial.work.warnings();
+        assert_eq!(warnings.len(), expected, "{what}: {warnings:?}");
+        assert!(
+            warnings
+                .iter()
+                .all(|warning| warning.contains("/dev/vdb, serial B")),
+            "{warnings:?}"
+        );
+    }
 }

@@ -99,6 +99,7 @@ fn every_thread_of_a_write_works_for_who_ordered_it() {
         wanted: trial.wanted.clone(),
         config_drive: None,
         root: &trial.tree.root(),
+        target: &trial.target,
         work: &trial.work,
     };
     let fetch = |sink: &mut dyn Sink| {

@@ -1,6 +1,6 @@
 //! What is written of what an agent tells.
 
-use muster_proto::session::MAX_LOG;
+use muster_proto::session::{MAX_LOG, MAX_WARNINGS};
 
 use super::*;
 
@@ -43,6 +43,7 @@ fn a_failure_is_told_in_clean_text_with_the_newest_lines_of_the_log() {
 }
 
 #[test]
+<<<<<<< ours
 fn only_a_failure_has_a_log_so_that_no_poll_that_is_held_keeps_one() {
     let log = vec!["a line".to_owned()];
     for (outcome, kept) in [
@@ -58,6 +59,29 @@ fn only_a_failure_has_a_log_so_that_no_poll_that_is_held_keeps_one() {
         assert_eq!((heard.log == log, heard.log.capacity() > 0), (kept, kept));
         assert_eq!((heard.last.as_str(), heard.outcome), ("1", outcome));
     }
+=======
+fn what_an_agent_warns_of_is_kept_in_clean_text_with_a_good_end_and_stays_when_the_machine_leaves() {
+    let mut request = poll("1", Some(Outcome::Done));
+    request.warnings = vec!["no\x1b[31m\nentry".to_owned(), " ".to_owned(), "x".repeat(5000)];
+    let told = news(&server("1", None), &request, false).unwrap();
+    assert_eq!(
+        told.warnings,
+        ["no [31m entry".to_owned(), "x".repeat(MAX_WARNING)]
+    );
+    let known = JobStatus {
+        leaving: Some(Leaving::default()),
+        ..told.clone()
+    };
+    let left = left(&known, &poll("2", Some(Outcome::Done))).unwrap();
+    assert_eq!(left.warnings, told.warnings);
+
+    request.warnings = vec!["x".to_owned(); 1000];
+    let many = news(&server("1", None), &request, false).unwrap();
+    assert_eq!(many.warnings.len(), MAX_WARNINGS);
+    request.outcome = failing("no space");
+    let failed = news(&server("1", None), &request, false).unwrap();
+    assert_eq!(failed.warnings, [""; 0], "its log says them");
+>>>>>>> theirs
 }
 
 #[test]
