@@ -27,8 +27,8 @@ pub enum BmcError {
         /// At which step, and why.
         reason: String,
     },
-    /// It is there and asks for patience; or it is asked for something else already.
-    #[error("the BMC is busy: {message}")]
+    /// It is there and asks for patience; it is asked for something else already; or it fails to show what is looked at, which may pass.
+    #[error("the BMC is busy or not ready: {message}")]
     Busy {
         /// What it said.
         message: String,

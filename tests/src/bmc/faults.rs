@@ -60,6 +60,8 @@ impl Rule {
 pub enum Fault {
     /// The connection is closed without an answer.
     Refuse,
+    /// The same, but for the first request on each connection.
+    OnePerConnection,
     /// This status, with this id of a message of the Base registry.
     Status(u16, &'static str),
     /// 503 with `Retry-After` in seconds.

@@ -41,6 +41,8 @@ pub struct Options {
     pub systems: Vec<String>,
     /// The maker of all of them.
     pub manufacturer: String,
+    /// The maker of the service; none: it does not say.
+    pub vendor: Option<&'static str>,
     /// How many sessions may be open at once; none: the service has no sessions at all.
     pub sessions: Option<usize>,
     /// TLS; none: plain HTTP.
@@ -67,6 +69,7 @@ impl Default for Options {
             user: ("admin".to_owned(), "secret".to_owned()),
             systems: vec!["1".to_owned()],
             manufacturer: "Muster".to_owned(),
+            vendor: None,
             sessions: Some(16),
             tls: None,
             etags: Etags::Strong,
@@ -152,8 +155,12 @@ pub enum BootQuirk {
     Settings,
     /// The same, and what was written stays there when it is used up.
     StaleSettings,
+    /// It is written to a settings resource, which shows none.
+    EmptySettings,
     /// There is a settings resource, which takes nothing of the boot but its order.
     OrderInSettings,
+    /// There is a settings resource, which shows an override and takes none.
+    FixedSettings,
 }
 
 /// A request as it came.

@@ -21,6 +21,9 @@ pub(super) fn root(options: &Options) -> Value {
         "ProtocolFeaturesSupported": {"ExpandQuery": {"NoLinks": options.expand}},
         "Links": {},
     });
+    if let Some(vendor) = options.vendor {
+        root["Vendor"] = json!(vendor);
+    }
     if options.sessions.is_some() {
         root["Links"]["Sessions"] = json!({"@odata.id": SESSIONS});
         root["SessionService"] = json!({"@odata.id": "/redfish/v1/SessionService"});
@@ -90,7 +93,11 @@ pub(super) fn system(machine: &Machine, options: &Options, lie: Option<&str>) ->
 pub(super) fn has_settings(options: &Options) -> bool {
     matches!(
         options.boot,
-        BootQuirk::Settings | BootQuirk::StaleSettings | BootQuirk::OrderInSettings
+        BootQuirk::Settings
+            | BootQuirk::StaleSettings
+            | BootQuirk::EmptySettings
+            | BootQuirk::OrderInSettings
+            | BootQuirk::FixedSettings
     )
 }
 
@@ -102,16 +109,23 @@ pub(super) fn settings(machine: &Machine, options: &Options) -> Value {
         "Name": "Settings",
         "Boot": match options.boot {
             BootQuirk::OrderInSettings => json!({"BootOrder": ["NIC.1", "Disk.1"]}),
+            BootQuirk::EmptySettings => boot_of(machine, options, [None, None]),
+            BootQuirk::FixedSettings => boot_of(machine, options, ["None", "Disabled"].map(Some)),
             BootQuirk::StaleSettings => {
-                let mut boot = boot(machine, options);
                 let [target, enabled] = &machine.written;
-                boot["BootSourceOverrideTarget"] = json!(target);
-                boot["BootSourceOverrideEnabled"] = json!(enabled);
-                boot
+                boot_of(machine, options, [target, enabled].map(|word| Some(word.as_str())))
             }
             _ => boot(machine, options),
         },
     })
+}
+
+/// The boot override with other words for target and enabled.
+fn boot_of(machine: &Machine, options: &Options, [target, enabled]: [Option<&str>; 2]) -> Value {
+    let mut boot = boot(machine, options);
+    boot["BootSourceOverrideTarget"] = json!(target);
+    boot["BootSourceOverrideEnabled"] = json!(enabled);
+    boot
 }
 
 fn boot(machine: &Machine, options: &Options) -> Value {

@@ -1,6 +1,14 @@
 //! The service: routes, sessions, faults.
 
-use std::{io, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use futures::{StreamExt, stream};
@@ -123,13 +131,15 @@ async fn speak<T>(io: TokioIo<T>, from: IpAddr, shared: Arc<Shared>) -> hyper::R
 where
     TokioIo<T>: hyper::rt::Read + hyper::rt::Write + Unpin,
 {
+    let requests = AtomicU32::new(0);
     let service = service_fn(move |request| {
         let shared = Arc::clone(&shared);
+        let is_first = requests.fetch_add(1, Ordering::Relaxed) == 0;
         async move {
             shared.enter();
             // Also left if the client goes away in the middle.
             let _left = Left(&shared);
-            answer(&shared, from, request).await
+            answer(&shared, from, is_first, request).await
         }
     });
     http1::Builder::new().serve_connection(io, service).await
@@ -159,6 +169,7 @@ fn silence() -> io::Error {
 async fn answer(
     shared: &Arc<Shared>,
     from: IpAddr,
+    is_first: bool,
     request: Request<Incoming>,
 ) -> io::Result<Response<Body>> {
     let (parts, body) = request.into_parts();
@@ -177,7 +188,8 @@ async fn answer(
     };
     match fault {
         None => {}
-        Some(Fault::Refuse) => return Err(silence()),
+        Some(Fault::OnePerConnection) if is_first => {}
+        Some(Fault::Refuse | Fault::OnePerConnection) => return Err(silence()),
         Some(Fault::Hang) => return std::future::pending().await,
         Some(Fault::Slow(time)) => tokio::time::sleep(time).await,
         Some(Fault::Garbage) => return Ok(build(200, Vec::new(), full("<html>Hello".to_owned()))),
@@ -301,7 +313,10 @@ impl State {
 
 /// True if the boot override is written to the settings, and nowhere else.
 fn in_settings(options: &super::Options) -> bool {
-    matches!(options.boot, BootQuirk::Settings | BootQuirk::StaleSettings)
+    matches!(
+        options.boot,
+        BootQuirk::Settings | BootQuirk::StaleSettings | BootQuirk::EmptySettings
+    )
 }
 
 const UNKNOWN: Refusal = (
@@ -382,15 +397,15 @@ fn route(
         }
         ("PATCH", "") if in_settings(options) => Answer::refused(NO_METHOD),
         ("PATCH", "") => patch(machine, shared, headers, body),
-        ("PATCH", "Settings") if options.boot == BootQuirk::OrderInSettings => Answer::refused((
-            400,
-            "PropertyNotWritable",
-            "BootSourceOverrideEnabled is a read only property.",
-        )),
         ("GET", "Settings") if resources::has_settings(options) => {
             Answer::of(200, resources::settings(machine, options))
         }
         ("PATCH", "Settings") if in_settings(options) => patch(machine, shared, headers, body),
+        ("PATCH", "Settings") if resources::has_settings(options) => Answer::refused((
+            400,
+            "PropertyNotWritable",
+            "BootSourceOverrideEnabled is a read only property.",
+        )),
         ("GET", "ResetActionInfo") => Answer::of(200, resources::action_info(&own, options)),
         ("GET", "EthernetInterfaces") => {
             let nic = resources::nic(machine);

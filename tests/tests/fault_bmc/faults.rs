@@ -14,7 +14,7 @@ fn table() -> Vec<(Fault, &'static str, &'static str)> {
     vec![
         (Fault::Refuse, "unreachable", "unreachable"),
         (Fault::Truncated, "unreachable", "accepted"),
-        (Fault::Garbage, "answer", "accepted"),
+        (Fault::Garbage, "busy", "accepted"),
         (Fault::Long(3 << 20), "answer", "accepted"),
         (Fault::Unavailable(17), "busy", "busy"),
         (Fault::Status(401, "NoValidSession"), "credentials", "credentials"),
@@ -45,7 +45,7 @@ fn table() -> Vec<(Fault, &'static str, &'static str)> {
             "busy",
         ),
         (Fault::Status(429, "GeneralError"), "busy", "busy"),
-        (Fault::Status(500, "InternalError"), "refused", "refused"),
+        (Fault::Status(500, "InternalError"), "busy", "refused"),
         (Fault::Echo, "refused", "refused"),
         (elsewhere, "answer", "answer"),
         (around, "answer", "answer"),
@@ -69,6 +69,31 @@ async fn a_fault_has_its_class_and_is_never_a_state() {
         let told = reset.as_ref().map_or_else(BmcError::class, |_| "accepted");
         assert_eq!(told, resetting, "{fault:?}: {reset:?}");
         service.heal();
+    }
+}
+
+#[tokio::test]
+async fn a_bmc_that_fails_to_show_its_system_between_arming_and_reset_is_asked_again() {
+    for fault in [Fault::Status(500, "InternalError"), Fault::Garbage] {
+        let (service, _events, access) = one(Options::default());
+        let bmcs = bmcs(&hasty());
+        bmcs.set_boot(&access, 1, once(Device::Pxe)).await.unwrap();
+        service.inject(
+            Rule::always(fault.clone())
+                .method("GET")
+                .path("/Systems/1")
+                .times(1),
+        );
+        let early = bmcs.set_power(&access, 1, Reset::On).await;
+        assert!(
+            matches!(early, Err(BmcError::Busy { .. })),
+            "{fault:?}: {early:?}"
+        );
+        assert_eq!(service.power("1"), bmc::PowerState::Off);
+        assert_eq!(service.armed("1").target.as_deref(), Some("Pxe"));
+        let done = bmcs.set_power(&access, 1, Reset::On).await;
+        assert_eq!(done.unwrap(), Done::Accepted, "{fault:?}");
+        assert_eq!(service.power("1"), bmc::PowerState::On);
     }
 }
 

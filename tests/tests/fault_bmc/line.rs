@@ -171,6 +171,20 @@ async fn a_look_whose_connection_ended_is_taken_again_and_a_change_is_not() {
 }
 
 #[tokio::test]
+async fn a_bmc_that_answers_one_request_per_connection_takes_changes() {
+    let (service, _events, access) = one(Options::default());
+    let bmcs = bmcs(&hasty());
+    service.inject(Rule::always(Fault::OnePerConnection));
+    let armed = bmcs.set_boot(&access, 1, once(Device::Pxe)).await;
+    assert_eq!(armed.unwrap(), Done::Accepted);
+    assert_eq!(count(&service, "PATCH", ""), 1);
+    let reset = bmcs.set_power(&access, 1, Reset::On).await;
+    assert_eq!(reset.unwrap(), Done::Accepted);
+    assert_eq!(count(&service, "POST", "/Systems/1"), 1);
+    assert_eq!(service.power("1"), bmc::PowerState::On);
+}
+
+#[tokio::test]
 async fn a_call_whose_caller_went_away_ends_in_order() {
     let (service, mut events, access) = one(Options::default());
     let bmcs = bmcs(&hasty());

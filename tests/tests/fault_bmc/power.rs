@@ -159,12 +159,15 @@ async fn a_boot_override_counts_once_on_every_kind_of_bmc() {
         (BootQuirk::Whole, "Supermicro"),
         (BootQuirk::Whole, "American Megatrends Inc."),
         (BootQuirk::Whole, "ASRockRack"),
+        (BootQuirk::Whole, "GIGABYTE"),
         (BootQuirk::NoRepeats, "Dell Inc."),
         (BootQuirk::OnlyOnce, "HPE"),
         (BootQuirk::NoMode, "HPE"),
         (BootQuirk::Settings, "Muster"),
         (BootQuirk::StaleSettings, "American Megatrends Inc."),
+        (BootQuirk::EmptySettings, "Dell Inc."),
         (BootQuirk::OrderInSettings, "Dell Inc."),
+        (BootQuirk::FixedSettings, "Muster"),
     ] {
         let options = Options {
             boot,
@@ -209,6 +212,53 @@ async fn a_boot_override_counts_once_on_every_kind_of_bmc() {
             "{boot:?}"
         );
     }
+}
+
+#[tokio::test]
+async fn a_maker_that_only_the_service_names_gets_its_shape_at_once() {
+    let (service, _events, access) = one(Options {
+        boot: BootQuirk::Whole,
+        manufacturer: "GIGABYTE".to_owned(),
+        vendor: Some("AMI"),
+        ..Options::default()
+    });
+    let done = bmcs(&hasty()).set_boot(&access, 1, uefi(Device::Pxe)).await;
+    assert_eq!(done.unwrap(), Done::Accepted);
+    assert_eq!(count(&service, "PATCH", ""), 1);
+}
+
+/// What the first way of writing it is told says what is wrong.
+#[tokio::test]
+async fn of_an_override_that_is_taken_in_no_way_the_first_refusal_is_told() {
+    let (service, _events, access) = one(Options {
+        boot: BootQuirk::FixedSettings,
+        ..Options::default()
+    });
+    let system = "/redfish/v1/Systems/1";
+    service.inject(
+        Rule::always(Fault::Status(400, "PropertyValueError"))
+            .method("PATCH")
+            .path(system),
+    );
+    service.inject(
+        Rule::always(Fault::Status(405, "OperationNotAllowed"))
+            .method("PATCH")
+            .path("Settings"),
+    );
+    let refused = bmcs(&hasty()).set_boot(&access, 1, once(Device::Pxe)).await;
+    assert!(
+        matches!(refused, Err(BmcError::Unsupported { .. })),
+        "{refused:?}"
+    );
+    // Each way once: two places, two shapes.
+    let patched: Vec<String> = service
+        .seen()
+        .into_iter()
+        .filter(|seen| seen.method == "PATCH")
+        .map(|seen| seen.path)
+        .collect();
+    let settings = "/redfish/v1/Systems/1/Settings";
+    assert_eq!(patched, [settings, settings, system, system]);
 }
 
 #[tokio::test]

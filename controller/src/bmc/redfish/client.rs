@@ -154,14 +154,16 @@ impl<'a> Client<'a> {
 
     /// The resource at `path`, on which nothing depends: none if the service has it not, forbids it or fails to show it, too.
     pub(super) async fn advice(&mut self, path: &str) -> Result<Option<Resource>, BmcError> {
-        match self.find(path).await {
+        let answer = self.authorised(Method::GET, path, None, &[]).await;
+        // One that it always fails to show is not waited for.
+        match answer.and_then(|(asked, told)| self.read(&asked, &told)) {
             Err(
                 BmcError::Unsupported { .. }
                 | BmcError::Refused { .. }
                 | BmcError::Answer { .. }
                 | BmcError::Credentials { .. },
             ) => Ok(None),
-            found => found,
+            read => read.map(Some),
         }
     }
 
@@ -392,7 +394,12 @@ impl<'a> Client<'a> {
         })
     }
 
+    /// The resource that was asked for; what fails there may pass.
     fn resource(&self, asked: &Asked, told: &Told) -> Result<Resource, BmcError> {
+        self.read(asked, told).map_err(verdict::of_look)
+    }
+
+    fn read(&self, asked: &Asked, told: &Told) -> Result<Resource, BmcError> {
         self.success(asked, told)?;
         // The parser's own words could repeat what it read.
         let value = model::json(&told.body).ok_or_else(|| BmcError::Answer {

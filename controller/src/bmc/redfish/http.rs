@@ -1,4 +1,5 @@
-//! HTTP/1.1 with one BMC: one connection, one request at a time, with limits to the time and the bytes that it may take.
+//! HTTP/1.1 with one BMC: one connection at a time, a new one for each change, and one request at a time, with limits to the time and the
+//! bytes that it may take.
 
 use std::{error::Error as _, fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -139,6 +140,10 @@ impl<'a> HttpClient<'a> {
     }
 
     async fn ask_open(&mut self, asked: &Asked) -> Result<Told, BmcError> {
+        if asked.method != Method::GET {
+            // Some BMCs answer one request on a connection. A look is then repeated; a change is sent once, and would never come through.
+            self.open = None;
+        }
         let reused = match &mut self.open {
             // It turns up soon whether the BMC keeps the connection.
             Some(open) => timeout(self.limits.request, open.sender.ready())
@@ -150,11 +155,9 @@ impl<'a> HttpClient<'a> {
             self.open = Some(self.connect().await?);
         }
         match self.ask_once(asked).await {
-            // The BMC closed the connection before it saw the request: that is no answer. Of what only reads it does not matter
-            // whether it saw it (RFC 9112 section 9.3.1).
-            Err(failed)
-                if reused && (failed.is_unsent() || (asked.method == Method::GET && failed.is_end())) =>
-            {
+            // The BMC closed the connection, perhaps before it saw the request. As this only reads, that does not matter (RFC 9112
+            // section 9.3.1): nothing else goes out on a connection that was used.
+            Err(failed) if reused && (failed.is_unsent() || failed.is_end()) => {
                 self.open = Some(self.connect().await?);
                 self.ask_once(asked).await
             }

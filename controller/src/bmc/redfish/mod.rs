@@ -67,6 +67,7 @@ impl Redfish {
     fn settled<T>(&mut self, outcome: Result<T, BmcError>) -> Result<T, BmcError> {
         if let Err(
             BmcError::Unreachable { .. }
+            | BmcError::Busy { .. }
             | BmcError::Answer { .. }
             | BmcError::NoSystem { .. }
             | BmcError::Credentials { .. }
@@ -140,57 +141,89 @@ impl Redfish {
         Ok(Done::Accepted)
     }
 
-    async fn arm(
-        &mut self,
-        access: &Access,
-        permission: Permission,
-        mut want: Boot,
-    ) -> Result<Done, BmcError> {
+    async fn arm(&mut self, access: &Access, permission: Permission, want: Boot) -> Result<Done, BmcError> {
         let mut client = self.client(access, Some(permission))?;
-        for attempt in 0..ATTEMPTS {
-            let (body, Resource { path, etag, .. }) = match to_arm(&mut client, access, want).await? {
-                Some(change) => change,
-                None => return Ok(Done::Already),
-            };
-            let tag = match attempt {
-                0 => etag.as_deref(),
-                // If-Match compares strongly (RFC 9110 section 13.1.1), so that a weak tag never matches; some send one all the same.
-                1 => etag.as_deref().map(|etag| etag.trim_start_matches("W/")),
-                // Some refuse the very tag that they gave. It guards little: what is wanted stands in the body, and is ours alone to say.
-                2 => Some("*"),
-                _ => None,
-            };
-            match client.change(&path, &body, tag).await {
-                Ok(Change::Taken) => return Ok(Done::Accepted),
-                Ok(Change::Mismatch) => {}
-                Ok(Change::LeftOut(error)) => {
-                    let now = override_of(&mut client, access).await?;
-                    match want.mode {
-                        // What was so already need not be taken.
-                        _ if boot::patch(&now.written, want, now.shape)?.is_none() => {
-                            return Ok(Done::Accepted);
-                        }
-                        WantedMode::Preferred(_) if boot::has_mode(&body) => want.mode = WantedMode::Any,
-                        _ => return Err(error),
-                    }
-                }
-                // Of the last way it is no verdict that this one is not known.
-                Err(BmcError::Refused { .. } | BmcError::Unsupported { .. }) if tag == Some("*") => {}
-                // Some list a mode, and take it from nobody.
-                Err(BmcError::Refused { .. } | BmcError::Unsupported { .. })
-                    if matches!(want.mode, WantedMode::Preferred(_)) && boot::has_mode(&body) =>
-                {
-                    want.mode = WantedMode::Any;
-                }
-                Err(error) => return Err(error),
+        let now = override_of(&mut client, access).await?;
+        let others = 1..now.ways.len();
+        let first = write(&mut client, access, want, 0, now).await;
+        for way in others {
+            if !is_refused(&first) {
+                break;
+            }
+            let now = override_of(&mut client, access).await?;
+            let outcome = write(&mut client, access, want, way, now).await;
+            if !is_refused(&outcome) {
+                return outcome;
             }
         }
-        Err(BmcError::Busy {
-            message: "the BMC accepts the boot override neither with the ETag that it gave nor without one"
-                .to_owned(),
-            retry_after: None,
-        })
+        first
     }
+}
+
+/// Writes the override in one of its ways, `now` being as it was a moment ago.
+async fn write(
+    client: &mut Client<'_>,
+    access: &Access,
+    mut want: Boot,
+    way: usize,
+    mut now: Override,
+) -> Result<Done, BmcError> {
+    for attempt in 0..ATTEMPTS {
+        let Some(place) = now.ways.get(way) else { break };
+        let Some(body) = now.to_write(place, want)? else {
+            return Ok(Done::Already);
+        };
+        let etag = place.etag.as_deref();
+        let tag = match attempt {
+            0 => etag,
+            // If-Match compares strongly (RFC 9110 section 13.1.1), so that a weak tag never matches; some send one all the same.
+            1 => etag.map(|etag| etag.trim_start_matches("W/")),
+            // Some refuse the very tag that they gave. It guards little: what is wanted stands in the body, and is ours alone to say.
+            2 => Some("*"),
+            _ => None,
+        };
+        let told = client.change(&place.path, &body, tag).await;
+        let is_optional = matches!(want.mode, WantedMode::Preferred(_)) && boot::has_mode(&body);
+        match told {
+            Ok(Change::Taken) => return Ok(Done::Accepted),
+            Ok(Change::Mismatch) => {}
+            Ok(Change::LeftOut(error)) => {
+                now = override_of(client, access).await?;
+                // What was so already need not be taken.
+                if let Some(place) = now.ways.get(way)
+                    && boot::patch(&place.written, want, place.shape)?.is_none()
+                {
+                    return Ok(Done::Accepted);
+                }
+                if !is_optional {
+                    return Err(error);
+                }
+                want.mode = WantedMode::Any;
+                continue;
+            }
+            // Of the last way it is no verdict that this one is not known.
+            Err(BmcError::Refused { .. } | BmcError::Unsupported { .. }) if tag == Some("*") => {}
+            // Some list a mode, and take it from nobody.
+            Err(BmcError::Refused { .. } | BmcError::Unsupported { .. }) if is_optional => {
+                want.mode = WantedMode::Any;
+            }
+            Err(error) => return Err(error),
+        }
+        now = override_of(client, access).await?;
+    }
+    Err(BmcError::Busy {
+        message: "the BMC accepts the boot override neither with the ETag that it gave nor without one"
+            .to_owned(),
+        retry_after: None,
+    })
+}
+
+/// True if the BMC does not take it so, and may in another way.
+fn is_refused(outcome: &Result<Done, BmcError>) -> bool {
+    matches!(
+        outcome,
+        Err(BmcError::Refused { .. } | BmcError::Unsupported { .. })
+    )
 }
 
 /// The system that is meant, and its resource.
@@ -237,77 +270,64 @@ async fn the_only_system(client: &mut Client<'_>) -> Result<String, BmcError> {
     }
 }
 
-/// What is to be written so that the system boots what is wanted, and into which resource; none: it is armed so.
-async fn to_arm(
-    client: &mut Client<'_>,
-    access: &Access,
-    want: Boot,
-) -> Result<Option<(Value, Resource)>, BmcError> {
-    let Override {
-        in_force,
-        written,
-        resource,
-        shape,
-    } = override_of(client, access).await?;
-    let body = match boot::patch(&written, want, shape)? {
-        Some(body) => Some(body),
-        // What was written into the settings may have been used up, and stand there still: what is in force tells.
-        None if boot::patch(&in_force, want, shape)?.is_some() => {
-            let used_up = BootState {
-                target: None,
-                enabled: Some(String::new()),
-                ..written
-            };
-            boot::patch(&used_up, want, shape)?
-        }
-        None => None,
-    };
-    Ok(body.map(|body| (body, resource)))
-}
-
 /// A system's boot override.
 struct Override {
     in_force: BootState,
+    /// How it can be written, in the order in which that is tried.
+    ways: Vec<Way>,
+}
+
+/// One way to write it.
+struct Way {
     /// What stands where it is written, with what may be chosen.
     written: BootState,
-    /// Where that is.
-    resource: Resource,
+    path: String,
+    etag: Option<String>,
     shape: Shape,
 }
 
-/// The override of the system that is meant. It is written to the system's settings, if it has some. Some have other things of the boot
-/// there (Dell's iDRAC 9 its order), and take the override where it shows.
+impl Override {
+    /// What is to be written in this `way` so that the system boots what is wanted; none: it is armed so.
+    fn to_write(&self, way: &Way, want: Boot) -> Result<Option<Value>, BmcError> {
+        let body = boot::patch(&way.written, want, way.shape)?;
+        if body.is_some() || boot::patch(&self.in_force, want, way.shape)?.is_none() {
+            return Ok(body);
+        }
+        // What was written into the settings may have been used up, and stand there still: what is in force tells.
+        let used_up = BootState {
+            target: None,
+            enabled: Some(String::new()),
+            ..way.written.clone()
+        };
+        boot::patch(&used_up, want, way.shape)
+    }
+}
+
+/// The override of the system that is meant. It is written to the system's settings, if they have it: some have other things of the boot
+/// there (Dell's iDRAC 9 its order). Some show it in both places, and take it in one: what is refused there is written to the system.
 async fn override_of(client: &mut Client<'_>, access: &Access) -> Result<Override, BmcError> {
     let (resource, system) = system(client, access).await?;
-    let shape = quirks::shape(system.identity.manufacturer.as_deref());
-    let in_force = system.boot;
     let settings = match &system.settings {
         Some(settings) => client.advice(settings).await?,
         None => None,
     };
-    let settings = settings
-        .map(|found| (BootState::read(&found.value), found))
-        .filter(|(there, _)| there.target.is_some());
-    let now = in_force.clone();
-    let (written, resource) = match settings {
-        Some((there, found)) => {
-            let there = BootState {
-                // What may be chosen often stands beside what is in force.
-                targets: there.targets.or(now.targets),
-                modes: there.modes.or(now.modes),
-                mode: there.mode.or(now.mode),
-                ..there
-            };
-            (there, found)
-        }
-        None => (now, resource),
-    };
-    Ok(Override {
-        in_force,
-        written,
-        resource,
-        shape,
-    })
+    let settings = settings.filter(|found| BootState::is_in(&found.value));
+    let makers = client.root().await?.makers;
+    let makers = makers.iter().map(String::as_str);
+    let shapes = quirks::shapes(makers.chain(system.identity.manufacturer.as_deref()));
+    let in_force = system.boot;
+    let mut ways = Vec::new();
+    for found in settings.into_iter().chain([resource]) {
+        // Where nothing waits in the settings, what is in force stays; and what may be chosen often stands beside that.
+        let written = BootState::read(&found.value).or(in_force.clone());
+        ways.extend(shapes.iter().map(|shape| Way {
+            written: written.clone(),
+            path: found.path.clone(),
+            etag: found.etag.clone(),
+            shape: *shape,
+        }));
+    }
+    Ok(Override { in_force, ways })
 }
 
 async fn macs(client: &mut Client<'_>, collection: &str) -> Result<Vec<Mac>, BmcError> {

@@ -21,17 +21,23 @@ pub(super) struct Root {
     pub(super) sessions: Option<String>,
     /// True if `$expand=.` puts the members into a collection.
     pub(super) expands: bool,
+    /// Who made it: its vendor, and whose extensions it has.
+    pub(super) makers: Vec<String>,
 }
 
 impl Root {
     pub(super) fn read(value: &Value) -> Root {
         let service = link(value, "/SessionService")
             .map(|service| format!("{}/Sessions", service.trim_end_matches('/')));
+        let oem = value.get("Oem").and_then(Value::as_object);
+        let oem = oem.into_iter().flatten().map(|(name, _)| name.as_str());
+        let makers = word(value, "/Vendor").into_iter().chain(oem);
         Root {
             systems: link(value, "/Systems"),
             sessions: link(value, "/Links/Sessions").or(service),
             expands: value.pointer("/ProtocolFeaturesSupported/ExpandQuery/NoLinks")
                 == Some(&Value::Bool(true)),
+            makers: makers.take(MANY).map(str::to_owned).collect(),
         }
     }
 
@@ -128,6 +134,22 @@ impl BootState {
             mode: one("Mode"),
             targets: all("Target"),
             modes: all("Mode"),
+        }
+    }
+
+    /// True if the override can be written to `value`: it has the property, though nothing may wait there.
+    pub(super) fn is_in(value: &Value) -> bool {
+        value.pointer("/Boot/BootSourceOverrideTarget").is_some()
+    }
+
+    /// This, and of what it does not tell what `other` tells.
+    pub(super) fn or(self, other: BootState) -> BootState {
+        BootState {
+            target: self.target.or(other.target),
+            enabled: self.enabled.or(other.enabled),
+            mode: self.mode.or(other.mode),
+            targets: self.targets.or(other.targets),
+            modes: self.modes.or(other.modes),
         }
     }
 }
@@ -315,6 +337,14 @@ mod tests {
             Some("/service/Sessions")
         );
         assert_eq!(Root::read(&json!({})).sessions, None);
+    }
+
+    #[test]
+    fn the_makers_of_a_service_are_its_vendor_and_whose_extensions_it_has() {
+        let root = json!({"Vendor": "GIGABYTE", "Oem": {"Ami": {}}});
+        assert_eq!(Root::read(&root).makers, ["GIGABYTE", "Ami"]);
+        let none = json!({"Vendor": null, "Oem": ["Ami"]});
+        assert!(Root::read(&none).makers.is_empty());
     }
 
     #[test]

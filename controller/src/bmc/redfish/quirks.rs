@@ -9,7 +9,7 @@ pub(super) enum Shape {
     Whole,
 }
 
-/// Makers, as words of `Manufacturer` in lower case, whose systems want [`Shape::Whole`].
+/// Makers, as words in lower case, whose systems want [`Shape::Whole`]. Others may, too, and are told so where they refuse the changes.
 ///
 /// - Supermicro wants `BootSourceOverrideEnabled` every time, and loses the mode if that is left out.
 /// - AMI's firmware, and ASRock Rack's, which is made of it, refuse a part of the three.
@@ -22,18 +22,22 @@ const WHOLE: &[&str] = &[
     "asrock rack",
 ];
 
-/// How the systems of this maker want it.
-pub(super) fn shape(manufacturer: Option<&str>) -> Shape {
-    let name = manufacturer.unwrap_or_default().to_lowercase();
+/// The shapes in which a system of these makers, as it and its service name them, is told its override, in the order in which they are tried.
+pub(super) fn shapes<'a>(mut makers: impl Iterator<Item = &'a str>) -> &'static [Shape] {
+    match makers.any(wants_whole) {
+        true => &[Shape::Whole],
+        false => &[Shape::Changes, Shape::Whole],
+    }
+}
+
+fn wants_whole(maker: &str) -> bool {
+    let name = maker.to_lowercase();
     let words: Vec<&str> = name
         .split(|c: char| !c.is_alphanumeric())
         .filter(|word| !word.is_empty())
         .collect();
     let name = format!(" {} ", words.join(" "));
-    match WHOLE.iter().any(|maker| name.contains(&format!(" {maker} "))) {
-        true => Shape::Whole,
-        false => Shape::Changes,
-    }
+    WHOLE.iter().any(|maker| name.contains(&format!(" {maker} ")))
 }
 
 #[cfg(test)]
@@ -49,16 +53,13 @@ mod tests {
             "ASRockRack",
             "Super Micro Computer",
         ] {
-            assert_eq!(shape(Some(maker)), Shape::Whole, "{maker}");
+            let makers = ["GIGABYTE", maker].into_iter();
+            assert_eq!(shapes(makers), [Shape::Whole], "{maker}");
         }
-        for maker in [
-            Some("Dell Inc."),
-            Some("HPE"),
-            Some("Miami Computers"),
-            Some(""),
-            None,
-        ] {
-            assert_eq!(shape(maker), Shape::Changes, "{maker:?}");
+        for maker in ["Dell Inc.", "HPE", "Miami Computers", ""] {
+            let makers = [maker].into_iter();
+            assert_eq!(shapes(makers), [Shape::Changes, Shape::Whole], "{maker}");
         }
+        assert_eq!(shapes(std::iter::empty()), [Shape::Changes, Shape::Whole]);
     }
 }

@@ -23,8 +23,9 @@ const LATER: &[&str] = &[
     // HPE, while the machine tests itself, and while an order before is carried out.
     "UnableToModifyDuringSystemPOST",
     "InvalidOperationForSystemState",
-    // Dell, while the iDRAC starts.
+    // Dell, while the iDRAC starts, and while it is not ready.
     "SYS518",
+    "SWC0700",
     // None for us, that is.
     "SessionLimitExceeded",
 ];
@@ -155,6 +156,22 @@ impl Said {
             },
             status => BmcError::Refused { status, message },
         }
+    }
+}
+
+/// What it means that a look at a resource failed with `error`: what a BMC fails to show now, it may show at the next look. A change that it
+/// fails to make is refused.
+pub(super) fn of_look(error: BmcError) -> BmcError {
+    match error {
+        BmcError::Refused {
+            status: 500..,
+            message,
+        }
+        | BmcError::Answer { reason: message } => BmcError::Busy {
+            message,
+            retry_after: None,
+        },
+        error => error,
     }
 }
 
@@ -295,6 +312,7 @@ mod tests {
             (401, "Base.1.8.SessionLimitExceeded", "credentials"),
             (400, "iLO.2.25.UnauthorizedLoginAttempt", "credentials"),
             (400, "iLO.2.25.UnableToModifyDuringSystemPOST", "busy"),
+            (400, "IDRAC.2.8.SWC0700", "busy"),
             (400, "Base.1.8.SessionLimitExceeded", "busy"),
             (400, "Base.1.8.ActionNotSupported", "unsupported"),
             (400, "Base.1.8.PropertyValueTypeError", "refused"),
@@ -310,6 +328,23 @@ mod tests {
         ] {
             assert_eq!(class(status, id), expected, "{status} {id}");
         }
+    }
+
+    #[test]
+    fn what_a_bmc_fails_to_show_is_looked_at_again() {
+        for (status, expected) in [
+            (400, "refused"),
+            (404, "unsupported"),
+            (500, "busy"),
+            (501, "unsupported"),
+            (503, "busy"),
+            (599, "busy"),
+        ] {
+            let error = Said::default().error(status, "x", None);
+            assert_eq!(of_look(error).class(), expected, "{status}");
+        }
+        let reason = "not JSON".to_owned();
+        assert_eq!(of_look(BmcError::Answer { reason }).class(), "busy");
     }
 
     #[test]

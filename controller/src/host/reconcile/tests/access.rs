@@ -160,6 +160,37 @@ async fn a_bmc_that_cannot_be_reached_is_asked_again_until_it_can() {
     .await;
 }
 
+/// Its error may pass, and is no refusal: that it does not pass is seen all the same.
+#[tokio::test(start_paused = true)]
+async fn a_bmc_that_never_shows_its_system_is_told_of_before_and_after_its_host_is_registered() {
+    let lab = Lab::new(1);
+    let fails = || {
+        lab.machines[0].set_fault(Some(BmcError::Busy {
+            message: "an internal error".to_owned(),
+            retry_after: None,
+        }));
+    };
+    fails();
+    lab.run(async {
+        lab.declare(1);
+        lab.until(|| error(&lab).contains("an internal error")).await;
+        lab.machines[0].set_fault(None);
+        lab.reaches(1, "available").await;
+        lab.wish(1);
+        lab.reaches(1, "provisioned").await;
+        fails();
+        lab.until(|| {
+            let conditions = lab.host(1).unwrap().status.unwrap().conditions;
+            conditions.iter().any(|condition| {
+                let is_it = condition.type_ == "Manageable" && condition.status == "False";
+                is_it && condition.message.contains("an internal error")
+            })
+        })
+        .await;
+    })
+    .await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_label_on_the_secret_registers_nothing_again() {
     let lab = Lab::new(1);
