@@ -4,7 +4,8 @@ use jiff::{SignedDuration, Timestamp};
 use muster_proto::{
     inventory::Inventory,
     kinds::{
-        BareMetalHost, ErrorType, HardwareData, INSPECT_ANNOTATION, Packed, Server, ServerStatus, Trust,
+        BareMetalHost, ErrorType, HardwareData, HardwareDetails, INSPECT_ANNOTATION, Packed, Server,
+        ServerStatus, Trust,
     },
     text,
 };
@@ -277,4 +278,22 @@ fn conclude(draft: &mut Draft<'_>, status: &ServerStatus, found: &Packed<Invento
     let other = other.map(|other| format!("; {other}")).unwrap_or_default();
     draft.tell("InspectionComplete", message + &other);
     jobs::tidy(draft);
+}
+
+/// The HardwareData of a host that was inspected is gone, because somebody deleted it or a backup left it out: what the status says is stored
+/// again, once nothing else is to be done. Where nothing is inspected, an annotation may tell the hardware, which HardwareData would keep out.
+pub(super) fn store_again(draft: &mut Draft<'_>) {
+    let history = draft.old.operation_history.as_ref();
+    let inspected = history.and_then(|history| history.inspect.as_ref()?.end.as_ref());
+    let is_lost = inspected.is_some()
+        && draft.hardware().is_none()
+        && draft.state.is_registered()
+        && draft.state != State::Inspecting;
+    if !is_lost || draft.is_being_deleted() || forbids_inspection(draft.host) || !draft.effects.is_empty() {
+        return;
+    }
+    if let Some(known) = draft.old.hardware.clone() {
+        let known = HardwareDetails::clone(&known.unpack());
+        draft.effect(Effect::WriteHardware(Box::new(known)));
+    }
 }

@@ -10,6 +10,7 @@ use super::{
     detached::is_cut_off,
     jobs::provisioning_left_by,
     owner::{Owner, has_bmc, is_in_band, owner},
+    registration,
 };
 use crate::hosts::{annotation, forbids_inspection};
 
@@ -30,6 +31,7 @@ pub fn wanted(host: &BareMetalHost, server: Option<&Server>) -> Option<&'static 
     });
     match State::of(host) {
         _ if left => None,
+        State::Registering if registration::may_run_already(host) => None,
         State::Registering if !foreign && !forbids_inspection(host) => {
             Some("its host is registering and will be inspected")
         }

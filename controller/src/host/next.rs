@@ -96,4 +96,5 @@ fn decide(draft: &mut Draft<'_>) {
         State::Deleting => deletion::drop_finalizers(draft),
         State::Foreign => {}
     }
+    inspection::store_again(draft);
 }

@@ -520,7 +520,7 @@ fn ask_for_a_boot(draft: &mut Draft<'_>, then: &str) {
     draft.wait_for(
         WaitReason::PowerCycleByHand,
         format!(
-            "power-cycle the machine manually and let it boot from the network (boot menu, or network first in the boot order): network boot has been armed since {since}; next: {then}"
+            "power-cycle the machine manually and let it boot from the network (boot menu, or network first in the boot order: its system may have put its own entry first): network boot has been armed since {since}; next: {then}"
         ),
     );
 }

@@ -5,10 +5,10 @@ use muster_proto::kinds::{BareMetalHost, ErrorType, IN_BAND_ANNOTATION, Operatio
 use super::{
     State, WaitReason,
     access::{self, LOOK_AGAIN, Reach},
-    boot_mode,
+    available, boot_mode,
     conditions::{self, CONTESTED, ENROLS_AGAIN},
     draft::Draft,
-    inspection,
+    guard, inspection,
     owner::has_bmc,
     ramdisk,
 };
@@ -24,7 +24,9 @@ pub(super) fn begin(draft: &mut Draft<'_>) {
         draft.enter(State::Registering);
         draft.begin(|history| &mut history.register);
         boot_mode::snapshot(draft);
-        access::announce(draft);
+        if !is_held_back(draft) {
+            access::announce(draft);
+        }
         return;
     }
     if draft.state == State::New {
@@ -45,10 +47,36 @@ pub(super) fn begin(draft: &mut Draft<'_>) {
     draft.status.operational_status = OperationalStatus::Discovered;
 }
 
+/// True if the machine of `host` may already run what the host asks for, which nothing tells: the host is protected, and never got further
+/// than this. So is one that was made anew from a repository, or from a backup without its status.
+pub(super) fn may_run_already(host: &BareMetalHost) -> bool {
+    !State::of(host).is_registered()
+        && guard::is_protected(host)
+        && available::has_request(&host.spec)
+        && host.spec.externally_provisioned != Some(true)
+}
+
+/// True if the host goes no further for that; the draft says what helps.
+fn is_held_back(draft: &mut Draft<'_>) -> bool {
+    let may_run = may_run_already(draft.host);
+    if may_run {
+        draft.refuse(ErrorType::Registration, MAY_RUN);
+    }
+    may_run
+}
+
+/// Why the machine of a protected host is left as it is, and what helps.
+const MAY_RUN: &str = "the host is protected and its machine may already run what the host asks for: the machine is left as it is; next: \
+    set spec.externallyProvisioned to true, restore the host's status by the annotation baremetalhost.metal3.io/status, or remove the annotation \
+    muster.dev/protected if the disks may be cleaned and written";
+
 /// The way to the machine is sought for the first time.
 pub(super) fn go_on(draft: &mut Draft<'_>) {
     if draft.status.operational_status == OperationalStatus::Delayed {
         draft.status.operational_status = OperationalStatus::Ok;
+    }
+    if is_held_back(draft) {
+        return;
     }
     let rival = draft.seen.rivals.iter().find(|rival| rival.precedes);
     if let Some(rival) = rival {

@@ -17,11 +17,13 @@ use super::{
     draft::Draft,
     observed::Observed,
     plan::{Metadata, Plan},
+    registration,
 };
 use crate::hosts::{self, annotation, forbids_inspection};
 use crate::time::whole_seconds;
 
-/// The status annotation: taken over where no status was ever written, and removed in any case. None: there is no such annotation.
+/// The status annotation: taken over where no status was ever written, or only that it is missing, and removed in any case. None: there is no
+/// such annotation.
 ///
 /// One that cannot be read on a host without a status stops everything: the machine may be running somebody's data, and a host that
 /// begins anew would overwrite them.
@@ -30,7 +32,7 @@ pub(super) fn status(host: &BareMetalHost, seen: &Observed, now: jiff::Timestamp
     let written = host
         .status
         .as_ref()
-        .is_some_and(|status| status.last_updated.is_some());
+        .is_some_and(|status| status.last_updated.is_some() && !registration::may_run_already(host));
     let metadata = Metadata {
         remove_annotations: vec![STATUS_ANNOTATION.to_owned()],
         ..Metadata::default()

@@ -1,9 +1,9 @@
 use muster_proto::{
     inventory::Inventory,
     kinds::{
-        BareMetalHostSpec, BareMetalHostStatus, BmcDetails, HostReference, INSPECT_ANNOTATION, Image,
-        InspectionMode, Job, JobStatus, Leave, Leaving, PAUSED_ANNOTATION, PROTECTED_ANNOTATION, SegmentSpec,
-        ServerSpec, ServerStatus, Then,
+        BareMetalHostSpec, BareMetalHostStatus, BmcDetails, HostReference, IN_BAND_ANNOTATION,
+        INSPECT_ANNOTATION, Image, InspectionMode, Job, JobStatus, Leave, Leaving, PAUSED_ANNOTATION,
+        PROTECTED_ANNOTATION, SegmentSpec, ServerSpec, ServerStatus, Then,
     },
 };
 
@@ -262,6 +262,24 @@ fn a_host_that_the_operator_works_on_boots_the_ramdisk() {
         row(Some(&leaving), Some(&discovered("provisioning"))),
         [Disk, Disk, Disk]
     );
+}
+
+#[test]
+fn a_protected_host_whose_machine_may_already_run_its_image_boots_its_disk() {
+    let asks = specified(a_host("registering"), |spec| {
+        (spec.bmc, spec.image) = (a_bmc(), an_image());
+    });
+    assert_eq!(row(None, Some(&asks)), [Ramdisk, Ramdisk, Ramdisk]);
+    let protected = annotated(asks, PROTECTED_ANNOTATION, "");
+    let in_band = specified(protected.clone(), |spec| spec.bmc = None);
+    let in_band = annotated(in_band, IN_BAND_ANNOTATION, "segment");
+    for host in [&protected, &in_band] {
+        for server in [None, Some(&a_server()), Some(&inventoried())] {
+            assert_eq!(row(server, Some(host)), [Disk, Disk, Disk], "{host:?}");
+        }
+    }
+    let asks_for_nothing = specified(protected, |spec| spec.image = None);
+    assert_eq!(row(None, Some(&asks_for_nothing)), [Ramdisk, Ramdisk, Ramdisk]);
 }
 
 #[test]

@@ -258,6 +258,38 @@ async fn a_life_costs_few_requests_and_an_idle_host_no_write() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn hardware_data_is_written_once_in_a_life_and_once_more_where_it_was_lost() {
+    let lab = Lab::new(1);
+    let written = || {
+        let asked = requests(&lab).into_iter();
+        asked.filter(|one| one.contains("/hardwaredata")).count()
+    };
+    let stored = || lab.api.get::<HardwareData>("hardwaredata", "m1");
+    lab.run(async {
+        // The watch may show it only a while after it was written.
+        lab.api.set_blind("hardwaredata");
+        lab.declare(1);
+        lab.reaches(1, "available").await;
+        lab.api.see_again();
+        lab.wish(1);
+        lab.reaches(1, "provisioned").await;
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        assert_eq!(written(), 1, "in a life");
+
+        let (before, calls) = (stored().unwrap(), lab.machines[0].calls_and_ends());
+        lab.api.delete("hardwaredata", "m1");
+        lab.until(|| stored().is_some()).await;
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        assert_eq!(written(), 1, "once more");
+        let after = stored().unwrap();
+        assert_eq!(after.spec, before.spec);
+        assert_eq!(after.metadata.owner_references, before.metadata.owner_references);
+        assert_eq!(lab.machines[0].calls_and_ends(), calls);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_was_written_a_moment_ago_is_not_read_before_the_job_to_write() {
     let lab = Lab::new(1);
     lab.run(async {

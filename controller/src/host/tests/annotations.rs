@@ -2,8 +2,9 @@
 
 use muster_proto::kinds::{
     AutomatedCleaningMode, BareMetalHostStatus, DETACHED_ANNOTATION, ErrorType, HARDWARE_ANNOTATION,
-    HardwareData, HardwareDataSpec, HardwareDetails, INSPECT_ANNOTATION, InspectionMode, OperationalStatus,
-    PAUSED_ANNOTATION, PROTECTED_ANNOTATION, REBOOT_ANNOTATION, RELEASE_ANNOTATION, STATUS_ANNOTATION,
+    HardwareData, HardwareDataSpec, HardwareDetails, IN_BAND_ANNOTATION, INSPECT_ANNOTATION, InspectionMode,
+    OperationalStatus, PAUSED_ANNOTATION, PROTECTED_ANNOTATION, REBOOT_ANNOTATION, RELEASE_ANNOTATION,
+    STATUS_ANNOTATION,
 };
 
 use super::{
@@ -590,6 +591,72 @@ fn a_restored_provisioned_host_is_never_written_again() {
         );
         assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()));
     }
+}
+
+#[test]
+fn a_protected_host_without_a_status_leaves_its_machine_as_it_is_and_says_what_helps() {
+    let mut old = provisioned();
+    let status = serde_json::to_string(&old.host().status).unwrap();
+    let mut in_band = World::new();
+    in_band.host().spec.bmc = None;
+    in_band.annotate(IN_BAND_ANNOTATION, "segment");
+    for mut world in [World::new(), in_band] {
+        // As it is made anew from a repository, or from a backup without its status.
+        world.machine = old.machine.clone();
+        world.machine.network_first = true;
+        world.set_image(Some(IMAGE));
+        world.annotate(PROTECTED_ANNOTATION, "");
+        world.settle();
+        assert_eq!(world.state(), State::Registering);
+        assert_eq!((world.machine.on, world.machine.boots), (true, old.machine.boots));
+        let (reason, message) = waiting(&world);
+        assert_eq!(reason, "Refused");
+        for helps in [
+            "spec.externallyProvisioned",
+            STATUS_ANNOTATION,
+            PROTECTED_ANNOTATION,
+        ] {
+            assert!(message.contains(helps), "{message}");
+        }
+        let told = world.events.iter().filter(|told| *told == "RegistrationError");
+        assert_eq!(told.count(), 1, "{:?}", world.events);
+        // It boots from the network, and is let through to its disk.
+        world.power(PowerOrder::Reset);
+        world.settle();
+        assert!(world.machine.ramdisk.is_none() && world.state() == State::Registering);
+        if world.host().spec.bmc.is_none() {
+            continue;
+        }
+
+        // Each of the three helps.
+        let boots = world.machine.boots;
+        let mut restored = world.clone();
+        restored.annotate(STATUS_ANNOTATION, &status);
+        restored.settle();
+        assert!(!restored.annotated(STATUS_ANNOTATION));
+        assert_eq!(
+            (restored.state(), restored.machine.boots),
+            (State::Provisioned, boots)
+        );
+        let mut external = world.clone();
+        external.host().spec.externally_provisioned = Some(true);
+        external.settle();
+        assert_eq!(
+            (external.state(), external.machine.boots),
+            (State::ExternallyProvisioned, boots)
+        );
+        for world in [&mut restored, &mut external] {
+            assert_eq!(world.host().status.as_ref().unwrap().error_type, None);
+        }
+        let writes = world.machine.writes.len();
+        world.unannotate(PROTECTED_ANNOTATION);
+        world.reach(State::Provisioned);
+        assert_eq!(world.machine.writes.len(), writes + 1);
+    }
+    // One that asks for nothing is inspected as any other.
+    let mut world = World::new();
+    world.annotate(PROTECTED_ANNOTATION, "");
+    world.reach(State::Available);
 }
 
 #[test]

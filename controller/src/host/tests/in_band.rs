@@ -571,8 +571,8 @@ fn a_released_machine_that_runs_its_own_system_is_asked_for_at_once_and_one_that
     assert_eq!(reason, "PowerCycleByHand");
     assert!(
         message.starts_with(
-            "power-cycle the machine manually and let it boot from the network (boot menu, or network first in the boot order): \
-             network boot has been armed since 2026-"
+            "power-cycle the machine manually and let it boot from the network (boot menu, or network first in the boot order: \
+             its system may have put its own entry first): network boot has been armed since 2026-"
         ),
         "{message}"
     );

@@ -3,7 +3,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use muster_proto::kinds::{
     DETACHED_ANNOTATION, HARDWARE_ANNOTATION, IN_BAND_ANNOTATION, INSPECT_ANNOTATION, InspectionMode,
-    RootDeviceHints,
+    PAUSED_ANNOTATION, RootDeviceHints,
 };
 
 use super::{
@@ -282,4 +282,46 @@ fn hardware_that_a_former_host_of_the_name_left_becomes_the_hosts_own_or_is_made
     world.hardware = None;
     world.reach(State::Available);
     assert_eq!(owner_of(&world), [UID]);
+}
+
+#[test]
+fn hardware_data_that_is_lost_is_stored_again_by_what_the_status_says() {
+    for state in [State::Available, State::Provisioned] {
+        let mut world = at(state);
+        world.settle();
+        let (before, boots) = (world.hardware.take(), world.machine.boots);
+        // Not while the host is out of our hands.
+        for name in [PAUSED_ANNOTATION, DETACHED_ANNOTATION] {
+            world.annotate(name, "");
+            world.settle();
+            assert_eq!(world.hardware, None, "{state}: {name}");
+            world.unannotate(name);
+        }
+        world.settle();
+        assert!(world.hardware.is_some());
+        assert_eq!(
+            (&world.hardware, world.machine.boots),
+            (&before, boots),
+            "{state}"
+        );
+        // It is to go with the host.
+        world.hardware = None;
+        world.delete();
+        world.until("gone", |world| world.host.is_none());
+        assert_eq!(world.hardware, None, "{state}");
+    }
+
+    // What an annotation tells, or may tell, is not kept out by it.
+    let mut inspected = at(State::Available);
+    inspected.settle();
+    inspected.hardware = None;
+    inspected.host().spec.inspection_mode = Some(InspectionMode::Disabled);
+    let mut external = World::new();
+    external.host().spec.externally_provisioned = Some(true);
+    external.annotate(HARDWARE_ANNOTATION, r#"{"hostname":"by-hand"}"#);
+    for mut world in [inspected, external] {
+        world.settle();
+        assert!(world.host().status.as_ref().unwrap().hardware.is_some());
+        assert_eq!(world.hardware, None);
+    }
 }
