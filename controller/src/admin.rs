@@ -18,6 +18,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use jiff::Timestamp;
 use kube::Client;
 use muster_proto::Chain;
 use prometheus_client::encoding;
@@ -323,7 +324,13 @@ fn readiness(state: &State) -> Answer {
     let lease = state.watches.lease_trouble();
     // What does not work now is told, and is no reason to be taken for one that is not ready: another would do no better.
     let ok = |what: String, lease: Option<String>| {
-        let parts = [what].into_iter().chain(lease).chain(state.watches.all_broken());
+        let watches = &state.watches;
+        let parts = [what]
+            .into_iter()
+            .chain(lease)
+            .chain(watches.all_broken())
+            .chain(watches.keys_trouble())
+            .chain(watches.clock.difference(Timestamp::now()));
         text(StatusCode::OK, &parts.collect::<Vec<_>>().join("; "))
     };
     match (standing, unread) {
@@ -356,7 +363,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
-    use crate::{bind::connect_from, log::said::Said};
+    use crate::{api_clock::dated, bind::connect_from, log::said::Said, token::CA_SECRET};
 
     async fn get(at: SocketAddr, path: &str) -> String {
         let mut stream = tokio::net::TcpStream::connect(at).await.unwrap();
@@ -517,6 +524,15 @@ mod tests {
         assert_eq!(told(&edge), (200, format!("ok; {broken}")));
         watches.is_read("BareMetalHost");
         assert_eq!(told(&state), (200, "ok: leading, epoch 7".to_owned()));
+        watches.keys(Some(CA_SECRET));
+        watches.clock.hear(&dated(Timestamp::UNIX_EPOCH));
+        let (status, text) = told(&edge);
+        assert_eq!(status, 200);
+        let begins = "ok; Secret muster-ca has been damaged for 0 s; this computer's clock is ";
+        assert!(
+            text.starts_with(begins) && text.ends_with(" s ahead of the API server's"),
+            "{text}"
+        );
     }
 
     #[tokio::test]

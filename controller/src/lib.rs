@@ -4,6 +4,7 @@
 
 pub mod admin;
 pub mod agents;
+pub mod api_clock;
 mod api_error;
 pub mod args;
 pub mod bind;

@@ -213,6 +213,11 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     admin(&args, client, state, &mut tasks).await?;
     // Not before all is there that may be missing: what a start that fails cuts off would be told as watches that failed.
     spawn(&mut tasks, "the watch of the cluster", driver.run());
+    spawn(
+        &mut tasks,
+        "the look at the clock",
+        world.watches.clock.clone().tell_difference(),
+    );
     let is_known = async |config| credentials::is_known(bounded(config, SILENCE)).await;
     let outlived = credentials::outlived(
         credentials,
@@ -306,7 +311,8 @@ async fn admin(
                     format!("muster-metrics.{}.svc", args.namespace),
                 ],
             };
-            let own = agents::own_certificate(client.clone(), args.namespace.clone(), names, tell);
+            let watches = state.watches.clone();
+            let own = agents::own_certificate(client.clone(), args.namespace.clone(), watches, names, tell);
             spawn(tasks, "the certificate for metrics", own);
         }
     }

@@ -1,5 +1,5 @@
 //! How the watches do that keep the copies of the cluster up to date: which kinds are not read yet, which cannot be watched now, and how often
-//! a watch failed. Beside them the Lease, which is looked at in its own way.
+//! a watch failed. Beside them the Lease and the Secrets with keys, which are looked at in their own way, and what time the answers say it is.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,7 +18,7 @@ use prometheus_client::{
 use tokio::{sync::Notify, time::Instant};
 use tower::BoxError;
 
-use crate::{api_error, sync::lock};
+use crate::{api_clock::ApiClock, api_error, sync::lock};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfKind {
@@ -33,12 +33,16 @@ struct All {
     broken: BTreeMap<String, Instant>,
     /// What cannot be done to the Lease now, and since when.
     lease: Option<(&'static str, Instant)>,
+    /// The Secret with keys that is damaged, and since when.
+    keys: Option<(&'static str, Instant)>,
 }
 
 /// The watches of a process; cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Watches {
     all: Arc<Mutex<All>>,
+    /// The API server's clock, as answers to watches say.
+    pub clock: ApiClock,
     /// Where the API server is, for people.
     server: Arc<OnceLock<String>>,
     failures: Family<OfKind, Counter>,
@@ -89,8 +93,11 @@ impl Watches {
                 let query = request.uri().query();
                 let is_watch = query.is_some_and(|query| query.contains("watch=true"));
                 let answer = client.send(request).await.map_err(BoxError::from)?;
-                if is_watch && answer.status().is_success() {
-                    watches.lock().broken.remove(&kind);
+                if answer.status().is_success() {
+                    watches.clock.hear(answer.headers());
+                    if is_watch {
+                        watches.lock().broken.remove(&kind);
+                    }
                 }
                 Ok::<Response<Body>, BoxError>(answer)
             }
@@ -132,6 +139,16 @@ impl Watches {
         });
     }
 
+    /// The Secret of this name with keys is `damaged`; or (none) none is.
+    pub(crate) fn keys(&self, damaged: Option<&'static str>) {
+        let mut all = self.lock();
+        let before = all.keys.take();
+        all.keys = damaged.map(|name| {
+            let same = before.filter(|(before, _)| *before == name);
+            same.unwrap_or_else(|| (name, Instant::now()))
+        });
+    }
+
     /// For how long `kind` cannot be watched; none: it can.
     pub fn broken(&self, kind: &str) -> Option<Duration> {
         self.lock().broken.get(kind).map(Instant::elapsed)
@@ -153,6 +170,13 @@ impl Watches {
         Some(format!("the Lease could not be {action} for {seconds} s"))
     }
 
+    /// Which Secret with keys is damaged, in words.
+    pub fn keys_trouble(&self) -> Option<String> {
+        let (name, since) = self.lock().keys?;
+        let seconds = since.elapsed().as_secs();
+        Some(format!("Secret {name} has been damaged for {seconds} s"))
+    }
+
     /// What is not read yet, in words; none if all is.
     pub fn unread(&self) -> Option<String> {
         let words: Vec<String> = self.lock().unread.iter().cloned().collect();
@@ -172,12 +196,17 @@ fn is_of_a_stranger(error: &(dyn Error + 'static)) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use jiff::Timestamp;
+
     use super::*;
+    use crate::api_clock::dated;
 
     #[tokio::test(start_paused = true)]
     async fn what_cannot_be_watched_is_known_until_its_watch_is_taken_up_again() {
         let answers = tower::service_fn(|_: Request<Body>| async {
-            Ok::<_, std::convert::Infallible>(Response::new(Body::empty()))
+            let mut answer = Response::new(Body::empty());
+            *answer.headers_mut() = dated(Timestamp::UNIX_EPOCH);
+            Ok::<_, std::convert::Infallible>(answer)
         });
         let watches = Watches::default();
         let client = watches.client("Server", Client::new(answers, "default"));
@@ -190,7 +219,9 @@ mod tests {
             tokio::time::sleep(Duration::from_secs(20)).await;
         }
         assert_eq!(watches.all_broken(), ["Server could not be watched for 40 s"]);
+        assert_eq!(watches.clock.now(), None);
         ask("?limit=500").await;
+        assert_eq!(watches.clock.now(), Some(Timestamp::UNIX_EPOCH));
         assert!(
             watches.broken("Server").is_some(),
             "what is listed is not watched yet"

@@ -135,10 +135,6 @@ pub(super) fn owner<'a>(certificate: &ClientCertificate, server: &'a Server) -> 
         .filter(|session| session.key == certificate.fingerprint)
 }
 
-fn has_ended(certificate: &ClientCertificate) -> bool {
-    certificate.not_after < super::clock::now()
-}
-
 impl Edge {
     /// Who speaks through `peer`. Every later step is bound to that Server, never to a name in a body.
     ///
@@ -150,7 +146,7 @@ impl Edge {
             Some(None) => return Err(refused("this certificate does not belong to an agent")),
             None => return Err(refused("this call requires the certificate of an enrolment")),
         };
-        if has_ended(certificate) {
+        if self.has_ended(certificate) {
             return Err(refused(
                 "the certificate has expired; reboot the machine for a new one",
             ));
@@ -190,6 +186,15 @@ impl Edge {
         }
     }
 
+    /// True if `certificate` has ended by our clock and by the API server's: one that is ahead alone sends no machine away in the middle of a
+    /// write. Where the API server has never said what time it is, none has: what ends a session otherwise, a newer one, a token that was
+    /// contested or a Server that was deleted, ends it all the same.
+    fn has_ended(&self, certificate: &ClientCertificate) -> bool {
+        let ended = |now: i64| certificate.not_after < now;
+        let there = self.store.world.watches.clock.now();
+        ended(super::clock::now()) && there.is_some_and(|there| ended(there.as_second()))
+    }
+
     /// The Server of `certificate`, if it is known without a request that it is its session's.
     fn known_server(&self, certificate: &ClientCertificate) -> Option<Arc<Server>> {
         let known = self.store.server(&certificate.server);
@@ -198,7 +203,7 @@ impl Edge {
 
     /// True if it is known without a request that `certificate` speaks for its Server.
     pub(super) fn is_agents(&self, certificate: &ClientCertificate) -> bool {
-        !has_ended(certificate) && self.known_server(certificate).is_some()
+        !self.has_ended(certificate) && self.known_server(certificate).is_some()
     }
 
     /// `caller`, if the Server is still its session's: before a late call is taken for a sign of life of the one that is there now.

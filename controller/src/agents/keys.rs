@@ -13,7 +13,10 @@ use super::{
     ca::{Ca, CaError, CaPem, random},
     sweep,
 };
-use crate::token::{BootSecrets, CA_SECRET, TOKEN_SECRET, TokenKey};
+use crate::{
+    token::{BootSecrets, CA_SECRET, TOKEN_SECRET, TokenKey},
+    watches::Watches,
+};
 
 const CA_CRT: &str = "ca.crt";
 const CA_KEY: &str = "ca.key";
@@ -55,6 +58,28 @@ pub enum KeysError {
     /// The authority seems due to be rotated, by our clock alone.
     #[error("ask the API server what time it is, before the authority is rotated")]
     Time(#[source] sweep::SweepError),
+}
+
+impl KeysError {
+    /// The Secret that is damaged; none: it is not known that one is.
+    fn damaged(&self) -> Option<&'static str> {
+        match self {
+            KeysError::Entry { name, .. } => Some(*name),
+            KeysError::Authority(_) => Some(CA_SECRET),
+            KeysError::Kubernetes { .. } | KeysError::Time(_) => None,
+        }
+    }
+
+    /// What helps, to be said after what failed; nothing where time may.
+    fn next(&self) -> &'static str {
+        match self.damaged() {
+            Some(_) => {
+                "; next: restore that Secret from your backup, or delete it: the control role makes a new one within 30 s, and ramdisks that \
+                 run may boot again"
+            }
+            None => "",
+        }
+    }
 }
 
 /// The keys of this installation.
@@ -132,7 +157,8 @@ pub async fn keep(client: Client, namespace: String) {
         let pause = match ensure(&client, &namespace).await {
             Ok(()) => LOOK,
             Err(error) => {
-                tracing::warn!(error = %muster_proto::Chain(&error), "the keys could not be checked or renewed; retrying in 5 s");
+                let next = error.next();
+                tracing::warn!(error = %muster_proto::Chain(&error), "the keys could not be checked or renewed; retrying in 5 s{next}");
                 Duration::from_secs(5)
             }
         };
@@ -157,7 +183,8 @@ pub async fn load(client: &Client, namespace: &str) -> Result<Option<Keys>, Keys
 }
 
 /// Waits until the Secrets exist, then follows them: the receiver shows a change within half a minute. Needs `get` on the two names, no more.
-pub async fn watch(client: Client, namespace: String) -> watch::Receiver<Keys> {
+/// One that is damaged stands in `watches`.
+pub async fn watch(client: Client, namespace: String, watches: Watches) -> watch::Receiver<Keys> {
     let mut told = false;
     let first = loop {
         match load(&client, &namespace).await {
@@ -168,12 +195,13 @@ pub async fn watch(client: Client, namespace: String) -> watch::Receiver<Keys> {
                 told = true;
             }
             Err(error) => {
-                tracing::warn!(error = %muster_proto::Chain(&error), "the keys cannot be read; retrying");
+                tell(&watches, &error, "retrying");
                 tokio::time::sleep(Duration::from_secs(2)).await;
             }
         }
         tokio::time::sleep(AGAIN).await;
     };
+    watches.keys(None);
     let (sender, receiver) = watch::channel(first);
     tokio::spawn(async move {
         loop {
@@ -181,7 +209,11 @@ pub async fn watch(client: Client, namespace: String) -> watch::Receiver<Keys> {
                 () = sender.closed() => return,
                 () = tokio::time::sleep(LOOK) => {}
             }
-            match load(&client, &namespace).await {
+            let found = load(&client, &namespace).await;
+            if found.is_ok() {
+                watches.keys(None);
+            }
+            match found {
                 Ok(Some(keys)) => {
                     let changed = |old: &mut Keys| {
                         let changed = old.source != keys.source;
@@ -198,13 +230,21 @@ pub async fn watch(client: Client, namespace: String) -> watch::Receiver<Keys> {
                 Ok(None) => tracing::warn!(
                     "a Secret with keys is gone; those in memory stay in use until it is recreated"
                 ),
-                Err(error) => {
-                    tracing::warn!(error = %muster_proto::Chain(&error), "the keys cannot be read again; those in memory stay in use");
-                }
+                Err(error) => tell(&watches, &error, "those in memory stay in use"),
             }
         }
     });
     receiver
+}
+
+/// Tells that [`load`] failed, and what is done meanwhile.
+fn tell(watches: &Watches, error: &KeysError, meanwhile: &str) {
+    // One that cannot be read now may be as it was.
+    if let Some(secret) = error.damaged() {
+        watches.keys(Some(secret));
+    }
+    let next = error.next();
+    tracing::warn!(error = %muster_proto::Chain(error), "the keys cannot be read; {meanwhile}{next}");
 }
 
 async fn get_or_create(

@@ -6,7 +6,6 @@
 
 use std::time::Duration;
 
-use hyper::header::DATE;
 use kube::{
     Api, Client, Resource,
     api::{DeleteParams, ListParams},
@@ -15,7 +14,7 @@ use kube::{
 use muster_proto::kinds::Enrolment;
 
 use super::{ca, spend};
-use crate::token;
+use crate::{api_clock, token};
 
 /// How often ended Enrolments are looked for.
 const PERIOD: Duration = Duration::from_secs(300);
@@ -63,9 +62,8 @@ pub(super) async fn time_there(client: &Client, namespace: &str) -> Result<i64, 
         .list(&ListParams::default().limit(1))
         .map_err(|error| list(kube::Error::BuildRequest(error)))?;
     let answer = client.send(request.map(Body::from)).await.map_err(list)?;
-    let date = answer.headers().get(DATE).and_then(|date| date.to_str().ok());
-    let date = date.and_then(|date| jiff::fmt::rfc2822::parse(date).ok());
-    Ok(date.ok_or(SweepError::NoTime)?.timestamp().as_second())
+    let date = api_clock::date(answer.headers());
+    Ok(date.ok_or(SweepError::NoTime)?.as_second())
 }
 
 /// Deletes the Enrolments in `namespace` that have ended both at `now` (unix seconds) and by the API server's clock; says how many. One

@@ -25,6 +25,7 @@ use super::{
     ca::{BACKDATE, Ca, CaError, SERVER_LIFETIME},
     keys::Keys,
 };
+use crate::watches::Watches;
 
 /// TLS cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -168,10 +169,11 @@ pub(super) async fn follow(
 pub async fn own_certificate(
     client: kube::Client,
     namespace: String,
+    watches: Watches,
     names: Names,
     sender: watch::Sender<Option<Arc<ServerConfig>>>,
 ) {
-    let keys = super::keys::watch(client, namespace).await;
+    let keys = super::keys::watch(client, namespace, watches).await;
     let (_names, names) = watch::channel(names);
     let mut made = match follow(keys, names).await {
         Ok(made) => made,

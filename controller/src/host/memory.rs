@@ -20,6 +20,7 @@ use super::{
     draft::WORDS,
     interrupted::Work,
     observed::{Bmc, Failure, Power, Probed, Refusal, Tried},
+    ramdisk::Presence,
 };
 use crate::{
     bmc::Health,
@@ -100,6 +101,7 @@ struct Entry {
     bmc: Bmc,
     tried: Option<Tried>,
     work: Option<Box<Work>>,
+    presence: Option<Presence>,
     /// A call to its BMC is under way.
     calling: bool,
     /// A round waits for the end of that call.
@@ -247,6 +249,19 @@ impl Memory {
             let work = Work::seen(before, host, server);
             entry.work = work.clone().map(Box::new);
             work
+        })?
+    }
+
+    /// Since when the ramdisk of `host` has been silent, as `server` shows `now`.
+    pub fn silent_since(
+        &self,
+        host: &BareMetalHost,
+        server: Option<&Server>,
+        now: Timestamp,
+    ) -> Option<Timestamp> {
+        self.with(host, |entry| {
+            entry.presence = Presence::seen(entry.presence, server, now);
+            entry.presence?.silent_since
         })?
     }
 
@@ -459,6 +474,7 @@ impl Entry {
             bmc: Bmc::default(),
             tried: None,
             work: None,
+            presence: None,
             calling: false,
             awaited: false,
             calm: Calm::default(),

@@ -27,6 +27,8 @@ pub struct Observer<'a> {
     pub vault: &'a Vault,
     /// The namespace of Servers and Segments.
     pub namespace: &'a str,
+    /// What time it is.
+    pub now: Timestamp,
     /// When this process began to lead.
     pub began: Timestamp,
     /// The leader's term.
@@ -66,6 +68,7 @@ impl Observer<'_> {
             .collect();
         let (bmc, tried) = self.memory.bmc(&host);
         let work = self.memory.work(&host, server.as_deref());
+        let silent_since = self.memory.silent_since(&host, server.as_deref(), self.now);
         let seen = Observed {
             hardware,
             segment: server
@@ -76,6 +79,7 @@ impl Observer<'_> {
             bmc,
             tried,
             work,
+            silent_since,
             rivals: rivals(&host, others.iter().map(AsRef::as_ref)),
             released: self.memory.has_released(&host),
             slot: false,

@@ -28,6 +28,8 @@ pub struct Observed {
     pub tried: Option<Tried>,
     /// What its machine's ramdisk is at.
     pub work: Option<Work>,
+    /// Since when that has been silent, as this process has seen it by its own clock; none: it is there, or never was.
+    pub silent_since: Option<Timestamp>,
     /// Other hosts that declare the same machine.
     pub rivals: Vec<Rival>,
     /// True if nothing is held any more that another operator left: asked once, when the host goes.

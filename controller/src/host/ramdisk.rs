@@ -28,7 +28,7 @@ use crate::hosts::{self, declared_mac};
 use crate::time::{is_ahead, whole_seconds};
 
 use hindrance::unlikely;
-pub(super) use presence::{has_left, here, is_on};
+pub(super) use presence::{Presence, has_left, here, is_on};
 
 /// How long a machine may take from its boot to its ramdisk's first word. Servers with much memory and many option ROMs need
 /// several minutes for their firmware alone.
@@ -242,7 +242,7 @@ fn is_booted(draft: &Draft<'_>, tried: &Tried, operation: &str) -> bool {
     } else {
         None
     };
-    let lost = draft.server().and_then(|server| lost_at(server, draft.now));
+    let lost = draft.seen.silent_since;
     ended_at.is_some_and(|at| lost.is_none_or(|lost| lost <= at))
 }
 
@@ -313,7 +313,7 @@ pub(super) fn may_return_until(draft: &Draft<'_>) -> Option<Timestamp> {
             .server()
             .is_some_and(|server| jobs::is_under_way(server, |_| true));
     let patience = if is_writing { BOOT_DEADLINE } else { SILENCE };
-    let due = lost_at(draft.server()?, draft.now)?.checked_add(patience).ok()?;
+    let due = draft.seen.silent_since?.checked_add(patience).ok()?;
     (!off && !told && draft.now < due).then_some(due)
 }
 

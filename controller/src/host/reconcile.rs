@@ -188,6 +188,7 @@ impl Context {
             memory: &self.memory,
             vault: &self.vault,
             namespace: &self.namespace,
+            now: (self.executor.clock)(),
             began: self.began,
             epoch: self.executor.term.epoch(),
             limit: self.slots.limit(),

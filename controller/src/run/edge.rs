@@ -104,7 +104,7 @@ pub(super) fn start(parts: &mut Parts<'_>) -> Result<(), RunError> {
     let mut shutdown = parts.shutdown.clone();
     parts.spawn("the agents' side", async move {
         let keys = tokio::select! {
-            keys = agents::keys::watch(client.clone(), namespace.clone()) => keys,
+            keys = agents::keys::watch(client.clone(), namespace.clone(), world.watches.clone()) => keys,
             _ = shutdown.wait_for(|stopped| *stopped) => return,
         };
         let config = agents::Config {

@@ -434,6 +434,35 @@ async fn an_ended_certificate_is_told_to_boot_again() {
     );
 }
 
+/// It was issued before this edge's clock was set 13 h ahead.
+#[tokio::test]
+async fn a_certificate_has_ended_only_if_the_api_server_says_so_too() {
+    let lab = Lab::hasty().await;
+    let (mut agent, _) = lab.enrolled(1).await;
+    let ahead = 13 * 3600;
+    let request = super::super::ca::Request::parse(&agent.csr()).unwrap();
+    let session = lab.enrolments()[0].metadata.name.clone().unwrap();
+    let ca = Arc::clone(&lab.keys.borrow().ca);
+    let old = ca
+        .issue_client(&request, &name(1), &session, clock::now() - ahead)
+        .unwrap();
+    agent.certificate = Some(old.clone());
+    lab.hear_time(-ahead);
+    agent.poll("").await.unwrap();
+    let renewed = agent.call("renew", &json!({ "csr": agent.csr() })).await.unwrap();
+    let renewed: EnrolResponse = serde_json::from_value(renewed).unwrap();
+    agent.certificate = Some(renewed.certificate);
+    agent.report(&inventory_of(1)).await.unwrap();
+    // It was right, after all.
+    lab.hear_time(0);
+    agent.report(&inventory_of(1)).await.unwrap();
+    agent.certificate = Some(old);
+    assert_eq!(
+        agent.poll("").await.unwrap_err(),
+        refused(403, ProblemKind::Certificate)
+    );
+}
+
 /// The edge that issued it has another clock, or this one's was set back.
 #[tokio::test]
 async fn a_certificate_that_is_not_valid_yet_is_taken() {

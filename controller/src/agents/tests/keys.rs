@@ -5,7 +5,10 @@ use super::{
     super::keys::{KeysError, ensure, keep, load, watch},
     *,
 };
-use crate::token::{CA_SECRET, TOKEN_SECRET};
+use crate::{
+    log::said::Said,
+    token::{CA_SECRET, TOKEN_SECRET},
+};
 
 #[tokio::test]
 async fn the_secrets_are_made_once() {
@@ -41,7 +44,11 @@ async fn a_damaged_secret_is_an_error_and_stays() {
 #[tokio::test]
 async fn the_edge_waits_for_the_secrets_and_needs_only_to_get_two() {
     let api = FakeApi::new();
-    let waiting = tokio::spawn(watch(api.client(), "muster-system".to_owned()));
+    let waiting = tokio::spawn(watch(
+        api.client(),
+        "muster-system".to_owned(),
+        Watches::default(),
+    ));
     let mut asked = Vec::new();
     while asked.is_empty() {
         tokio::task::yield_now().await;
@@ -68,12 +75,43 @@ async fn the_edge_waits_for_the_secrets_and_needs_only_to_get_two() {
 async fn the_edge_follows_a_change() {
     let api = FakeApi::new();
     ensure(&api.client(), "muster-system").await.unwrap();
-    let mut keys = watch(api.client(), "muster-system".to_owned()).await;
+    let mut keys = watch(api.client(), "muster-system".to_owned(), Watches::default()).await;
     let before = keys.borrow_and_update().boot_secrets().ca_pem;
     api.delete("secrets", CA_SECRET);
     ensure(&api.client(), "muster-system").await.unwrap();
     keys.changed().await.unwrap();
     assert_ne!(keys.borrow().boot_secrets().ca_pem, before);
+}
+
+/// What is damaged is served on from memory, and nobody enrols after the next restart.
+#[tokio::test(start_paused = true)]
+async fn a_secret_that_is_damaged_later_is_named_until_it_is_whole_again() {
+    let said = Said::listen();
+    let look = Duration::from_secs(31);
+    for (name, entry) in [(CA_SECRET, "ca.crt"), (TOKEN_SECRET, "key")] {
+        let (api, watches) = (FakeApi::new(), Watches::default());
+        ensure(&api.client(), "muster-system").await.unwrap();
+        let _keys = watch(api.client(), "muster-system".to_owned(), watches.clone()).await;
+        tokio::time::sleep(look).await;
+        assert_eq!(watches.keys_trouble(), None);
+        let whole: Secret = api.get("secrets", name).unwrap();
+        api.edit("secrets", name, &json!({ "data": { entry: "AAAA" } }));
+        // Each look finds it so.
+        tokio::time::sleep(2 * look).await;
+        // And one in between may not come to an end.
+        api.set_down(true);
+        tokio::time::sleep(look).await;
+        let trouble = watches.keys_trouble().unwrap();
+        let (begin, seconds) = trouble.split_once(" has been damaged for ").unwrap();
+        assert_eq!(begin, format!("Secret {name}"));
+        assert!(seconds.strip_suffix(" s").unwrap().parse::<u64>().unwrap() > 60);
+        let words = ["WARN", name, "those in memory stay in use; next: restore"];
+        assert!(said.count(&words) > 0, "{}", said.text());
+        api.set_down(false);
+        api.edit("secrets", name, &json!({ "data": whole.data }));
+        tokio::time::sleep(look).await;
+        assert_eq!(watches.keys_trouble(), None);
+    }
 }
 
 #[tokio::test]
@@ -101,7 +139,7 @@ async fn a_ca_that_nears_its_end_is_rotated_in_its_secret() {
 async fn a_deleted_secret_is_made_anew_and_the_edge_follows() {
     let api = FakeApi::new();
     let keeper = tokio::spawn(keep(api.client(), "muster-system".to_owned()));
-    let mut keys = watch(api.client(), "muster-system".to_owned()).await;
+    let mut keys = watch(api.client(), "muster-system".to_owned(), Watches::default()).await;
     for name in [TOKEN_SECRET, CA_SECRET] {
         let before = api.get::<Secret>("secrets", name).unwrap();
         api.delete("secrets", name);

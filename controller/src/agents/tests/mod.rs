@@ -35,7 +35,8 @@ use tokio::{
 
 use super::{ca::CaPem, clock, keys::Keys, *};
 use crate::{
-    events::Happened, fake_api::FakeApi, metrics::Registry, token, watches::Watches, written::Written,
+    api_clock::dated, events::Happened, fake_api::FakeApi, metrics::Registry, token, watches::Watches,
+    written::Written,
 };
 
 /// Long enough for a loaded machine; a test that waits so long has failed.
@@ -123,6 +124,7 @@ impl Lab {
         let world = self.api.world();
         self.written = Arc::clone(&world.written);
         self.watches = world.watches.clone();
+        self.hear_time(0);
         let config = Config {
             client: self.api.client(),
             namespace: "muster-system".into(),
@@ -154,6 +156,12 @@ impl Lab {
             tokio::task::yield_now().await;
         }
         self.running = Some((stop, task));
+    }
+
+    /// The API server says what time it is, by a clock that is `ahead` of ours by so many seconds.
+    fn hear_time(&self, ahead: i64) {
+        let there = jiff::Timestamp::from_second(clock::now() + ahead).unwrap();
+        self.watches.clock.hear(&dated(there));
     }
 
     /// The controller dies where it stands, and starts anew: all it knew is gone.

@@ -2,7 +2,7 @@
 //! come back by itself. Pure.
 
 use jiff::{SignedDuration, Timestamp};
-use muster_proto::kinds::{Server, Session};
+use muster_proto::kinds::{Server, Session, SessionState};
 
 use super::{BOOT, BOOT_DEADLINE, BOOTS, CALL_IN, SILENCE, lost_at};
 use crate::host::{
@@ -12,6 +12,44 @@ use crate::host::{
     observed::{FailureClass, Power, Tried},
 };
 use crate::time::whole_seconds;
+
+/// Whether the ramdisk was there when this process looked last. An edge writes when a session ended by its own clock, which may be minutes
+/// off, and what hangs on that is a reset in the middle of a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::host) struct Presence {
+    /// When that changed last by the clock of an edge, which tells one end from another.
+    changed: Option<Timestamp>,
+    /// Since when it has been silent, by our clock; none: it is connected.
+    pub(in crate::host) silent_since: Option<Timestamp>,
+}
+
+impl Presence {
+    /// What is known once `server` was seen at `now`, of which `before` was known.
+    pub(in crate::host) fn seen(
+        before: Option<Presence>,
+        server: Option<&Server>,
+        now: Timestamp,
+    ) -> Option<Presence> {
+        let server = server?;
+        let session = server.session()?;
+        let changed: Option<Timestamp> = session.since.parse().ok();
+        let since = match (session.state, before) {
+            (SessionState::Connected, _) => None,
+            (SessionState::Disconnected, Some(before)) => {
+                before.silent_since.filter(|_| before.changed == changed)
+            }
+            // Nobody here saw it end: its edge is believed, but where a reset would break a job off.
+            (SessionState::Disconnected, None) => changed.filter(|_| !jobs::is_under_way(server, |_| true)),
+        };
+        let silent_since = (session.state == SessionState::Disconnected)
+            // Nothing began later than now: somebody set a clock back.
+            .then(|| since.filter(|since| *since <= now).unwrap_or(now));
+        Some(Presence {
+            changed,
+            silent_since,
+        })
+    }
+}
 
 /// So long a session may outlive its machine: an edge takes an agent without a word for gone after 100 s, and has to write that. One that is
 /// connected after this time is of an agent that lives, whatever the BMC said.
@@ -101,4 +139,49 @@ pub(super) fn may_enrol_again(draft: &mut Draft<'_>, then: &str) -> bool {
         }
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use muster_proto::kinds::ServerSpec;
+
+    use super::*;
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_second(1_764_000_000 + seconds).unwrap()
+    }
+
+    /// One whose session has been so since that second, by the clock of an edge.
+    fn server(state: SessionState, since: i64) -> Server {
+        let mut server = Server::new("server-1", ServerSpec::default());
+        server.status.get_or_insert_default().session = Some(Session {
+            state,
+            since: at(since).to_string(),
+            ..Session::default()
+        });
+        server
+    }
+
+    #[test]
+    fn silence_counts_from_when_it_was_seen_and_by_an_edge_where_nobody_saw_it_begin() {
+        use SessionState::{Connected, Disconnected};
+        let seen = |before: Option<Presence>, state, since, now| {
+            Presence::seen(before, Some(&server(state, since)), at(now))
+        };
+        let silent = |known: Option<Presence>| known.unwrap().silent_since;
+        let here = seen(None, Connected, 0, 0);
+        assert_eq!(silent(here), None);
+        for told in [-300, 100, 300] {
+            let gone = seen(here, Disconnected, told, 100);
+            assert_eq!(silent(gone), Some(at(100)), "{told}");
+            assert_eq!(silent(seen(gone, Disconnected, told, 150)), Some(at(100)));
+            // It was here in between.
+            assert_eq!(silent(seen(gone, Disconnected, told + 1, 160)), Some(at(160)));
+            // Somebody sets our clock back.
+            assert_eq!(silent(seen(gone, Disconnected, told, 50)), Some(at(50)));
+        }
+        assert_eq!(silent(seen(None, Disconnected, -300, 100)), Some(at(-300)));
+        assert_eq!(silent(seen(None, Disconnected, 300, 100)), Some(at(100)));
+        assert_eq!(Presence::seen(here, None, at(100)), None);
+    }
 }

@@ -13,10 +13,13 @@ mod trouble;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Secret;
-use muster_proto::kinds::{HardwareData, Server};
+use muster_proto::kinds::{HardwareData, Server, SessionState};
 use serde_json::json;
 
-use self::lab::{CANARY, IMAGE, Lab};
+use self::{
+    lab::{CANARY, IMAGE, Lab},
+    slots::is_written,
+};
 use crate::bmc::{Mode, WantedMode};
 
 /// Declared, available, provisioned, available again, deleted.
@@ -51,6 +54,31 @@ fn end(lab: &Lab) -> (Vec<String>, usize, bool, bool, bool) {
 fn error(lab: &Lab) -> String {
     let status = lab.host(1).and_then(|host| host.status).unwrap_or_default();
     status.error_message
+}
+
+/// By the clock of its edge it fell silent long ago.
+#[tokio::test(start_paused = true)]
+async fn a_write_whose_ramdisk_is_silent_for_a_moment_is_not_broken_off() {
+    let lab = Lab::new(1);
+    lab.run(async {
+        is_written(&lab).await;
+        let resets = lab.machines[0].resets().len();
+        let session = || {
+            let server: Server = lab.api.get("servers", "m1").unwrap();
+            server.status.unwrap().session.unwrap()
+        };
+        lab.machines[0].set_silent(true);
+        lab.until(|| session().state == SessionState::Disconnected).await;
+        let since: jiff::Timestamp = session().since.parse().unwrap();
+        let told = (since - jiff::SignedDuration::from_mins(5)).to_string();
+        let told = json!({"status": {"session": {"since": told}}});
+        lab.api.edit("servers", "m1", &told);
+        tokio::time::sleep(Duration::from_secs(80)).await;
+        assert_eq!(lab.machines[0].resets().len(), resets);
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert!(lab.machines[0].resets().len() > resets, "it does not come back");
+    })
+    .await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -880,6 +880,32 @@ fn end_session(world: &mut World) {
     world.bump();
 }
 
+/// By the clock of its edge it did so long ago, or is still to; and who leads now may not have seen it.
+#[test]
+fn a_ramdisk_that_falls_silent_in_a_job_has_its_time_to_come_back_whatever_the_clock_of_its_edge() {
+    for (ahead, anew) in [(-300, false), (-300, true), (300, false), (300, true)] {
+        let mut world = at(State::Available);
+        world.jobs_take = 600;
+        world.set_image(Some(IMAGE));
+        world.until("at work", |world| world.machine.working.is_some());
+        // Somebody sees that.
+        world.step(0);
+        let boots = world.machine.boots;
+        world.disconnect();
+        let told = world.now + jiff::SignedDuration::from_secs(ahead);
+        session(&mut world).since = told.to_string();
+        world.bump();
+        if anew {
+            world.restart();
+        }
+        for _ in 0..90 {
+            world.step(1);
+            assert_eq!(world.machine.boots, boots, "{ahead} s, another leader: {anew}");
+        }
+        world.until("reset", |world| world.machine.boots > boots);
+    }
+}
+
 #[test]
 fn a_session_of_a_machine_that_went_off_since_is_given_no_work() {
     let mut world = held_off_with_its_session();

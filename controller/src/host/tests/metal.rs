@@ -87,6 +87,7 @@ impl World {
             session.state = SessionState::Disconnected;
             session.since = now;
         }
+        self.look();
     }
 
     /// The session that fell silent is back.

@@ -28,6 +28,7 @@ use super::super::{
         Tried,
     },
     plan::{Drive, FINALIZER, Hold, Metadata, PowerOrder, Task},
+    ramdisk::Presence,
     table,
 };
 use crate::{
@@ -134,6 +135,7 @@ pub(super) struct World {
     pub(super) bmc: Bmc,
     pub(super) tried: Option<Tried>,
     work: Option<Work>,
+    presence: Option<Presence>,
     pub(super) rivals: Vec<Rival>,
     /// What another operator left is let go.
     pub(super) released: bool,
@@ -270,6 +272,7 @@ impl World {
             bmc: Bmc::default(),
             tried: None,
             work: None,
+            presence: None,
             rivals: Vec::new(),
             released: false,
             slot: true,
@@ -439,6 +442,7 @@ impl World {
     pub(super) fn seen(&self) -> Observed {
         Observed {
             work: self.work.clone(),
+            silent_since: self.presence().and_then(|presence| presence.silent_since),
             hardware: self.hardware.clone().map(Arc::new),
             server: self.server.clone().map(Arc::new),
             segment: (!self.segment_gone).then(|| Arc::new(self.segment.clone())),
@@ -454,6 +458,15 @@ impl World {
             epoch: self.epoch,
             max_provisioning_retries: self.retries,
         }
+    }
+
+    fn presence(&self) -> Option<Presence> {
+        Presence::seen(self.presence, self.server.as_ref(), self.now)
+    }
+
+    /// The watch shows how it is now.
+    pub(super) fn look(&mut self) {
+        self.presence = self.presence();
     }
 
     pub(super) fn plan(&self) -> Plan {
@@ -544,6 +557,7 @@ impl World {
         writes: Fault,
         fault: Fault,
     ) -> bool {
+        self.look();
         let before = self.work.take();
         let host = self.host.as_ref();
         self.work = host.and_then(|host| Work::seen(before, host, self.server.as_ref()));
@@ -599,6 +613,7 @@ impl World {
         self.bmc = Bmc::default();
         self.tried = None;
         self.work = None;
+        self.presence = None;
         self.began = self.now;
     }
 

@@ -43,7 +43,6 @@ fn a_failure_is_told_in_clean_text_with_the_newest_lines_of_the_log() {
 }
 
 #[test]
-<<<<<<< ours
 fn only_a_failure_has_a_log_so_that_no_poll_that_is_held_keeps_one() {
     let log = vec!["a line".to_owned()];
     for (outcome, kept) in [
@@ -59,7 +58,9 @@ fn only_a_failure_has_a_log_so_that_no_poll_that_is_held_keeps_one() {
         assert_eq!((heard.log == log, heard.log.capacity() > 0), (kept, kept));
         assert_eq!((heard.last.as_str(), heard.outcome), ("1", outcome));
     }
-=======
+}
+
+#[test]
 fn what_an_agent_warns_of_is_kept_in_clean_text_with_a_good_end_and_stays_when_the_machine_leaves() {
     let mut request = poll("1", Some(Outcome::Done));
     request.warnings = vec!["no\x1b[31m\nentry".to_owned(), " ".to_owned(), "x".repeat(5000)];
@@ -81,7 +82,6 @@ fn what_an_agent_warns_of_is_kept_in_clean_text_with_a_good_end_and_stays_when_t
     request.outcome = failing("no space");
     let failed = news(&server("1", None), &request, false).unwrap();
     assert_eq!(failed.warnings, [""; 0], "its log says them");
->>>>>>> theirs
 }
 
 #[test]

@@ -289,7 +289,7 @@ async fn a_busy_host_that_is_deleted_while_detached_keeps_no_other_from_its_turn
 }
 
 /// Somebody wishes for an image for machine 1, whose ramdisk has taken up the job and is at it.
-async fn is_written(lab: &Lab) {
+pub(super) async fn is_written(lab: &Lab) {
     lab.declare(1);
     lab.reaches(1, "available").await;
     lab.machines[0].set_slow(true);
