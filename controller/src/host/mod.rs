@@ -23,8 +23,8 @@
 //!     available, provisioning, provisioned, deprovisioning, deletion
 //!   power, in_band, reboot  the power, with a BMC and without
 //!   ramdisk, netboot, jobs  the machine in its ramdisk, what boots it, what it is told
-//!   ramdisk/presence,       whether it is there, and a BMC that does not boot it
-//!     ramdisk/unbooted
+//!   ramdisk/presence,       whether it is there, how a BMC boots it, and one that does not
+//!     ramdisk/starting, ramdisk/unbooted
 //!   interrupted             ramdisks that were lost in the middle of it
 //!   disk, image, secrets    which disk, which image, which Secrets
 //!   guard                   permission to destroy data

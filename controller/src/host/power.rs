@@ -9,8 +9,9 @@ use muster_proto::kinds::{BareMetalHost, ErrorType, REBOOT_ANNOTATION};
 
 use super::{
     State, WaitReason,
-    access::{ASK_AGAIN, LOOK_AGAIN, Reach},
-    draft::{Draft, HoldOff, and_next, clause},
+    access::{self, ASK_AGAIN, LOOK_AGAIN, Reach},
+    conditions,
+    draft::{Draft, HoldOff, and_next, bounded, clause},
     in_band, jobs,
     observed::{Failure, FailureClass, Power, PowerReading, Tried},
     owner::has_bmc,
@@ -63,6 +64,7 @@ pub(super) fn manage(draft: &mut Draft<'_>, reach: &Reach) {
             draft.keep_wait();
             waits_for_bmc(draft, reach, "its power is managed");
             draft.why("the BMC does not answer");
+            says_unusable(draft, reach);
             return;
         }
         Reach::No => return,
@@ -74,6 +76,9 @@ pub(super) fn manage(draft: &mut Draft<'_>, reach: &Reach) {
             _ if draft.powerless.is_none() => {}
             Some(said) if !draft.waits_for(&OF_POWER) => draft.say(said),
             _ => waits_for_bmc(draft, reach, "its power is managed"),
+        }
+        if draft.powerless.is_some() {
+            says_unusable(draft, reach);
         }
         return;
     };
@@ -141,6 +146,37 @@ pub(super) fn says_waiting(draft: &mut Draft<'_>, reach: &Reach, then: &str) {
         (_, None) => "waits for the BMC to answer".to_owned(),
     };
     draft.wait_for(WaitReason::Bmc, and_next(&waits, then));
+}
+
+/// An available host is not to be claimed while there is no way to its machine: whoever looks for one goes by its state and its error, so
+/// that has one then. No attempt has failed, and the next answer ends it.
+fn says_unusable(draft: &mut Draft<'_>, reach: &Reach) {
+    if draft.state != State::Available {
+        return;
+    }
+    if draft.session().is_some() {
+        // The ramdisk that is here can be given an image.
+        if draft.failed_at().is_none() {
+            draft.forget(ErrorType::PowerManagement);
+        }
+        return;
+    }
+    let since = draft.waiting_since(WaitReason::Bmc);
+    let since = since.filter(|_| draft.waited(WaitReason::Bmc, ramdisk::BOOT_DEADLINE));
+    // Any error does; and this one stays as it was told first, though each question may fail otherwise.
+    let is_told = draft.status.error_type.is_some();
+    let Some(since) = since.filter(|_| !is_told && ramdisk::may_return_until(draft).is_none()) else {
+        return;
+    };
+    let bmc = draft.host.spec.bmc.as_ref();
+    let address = access::shown(bmc.map_or("", |bmc| bmc.address.as_str()));
+    let why = says_no_power(draft, reach);
+    let message = bounded(&and_next(
+        &conditions::since(&format!("BMC {address}: {}", clause(&why)), since),
+        "retrying every minute; the host can be used again once the BMC answers",
+    ));
+    draft.set_error(ErrorType::PowerManagement, &message);
+    draft.warn("PowerManagementError", message);
 }
 
 /// All is as it should be.

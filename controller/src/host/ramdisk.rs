@@ -2,6 +2,7 @@
 
 mod hindrance;
 mod presence;
+mod starting;
 mod unbooted;
 
 use std::time::Duration;
@@ -11,7 +12,7 @@ use muster_proto::kinds::{ErrorType, HostBootMode, REBOOT_ANNOTATION, Server, Se
 
 use super::{
     State, WaitReason,
-    access::{ASK_AGAIN, LOOK_AGAIN, Reach},
+    access::{LOOK_AGAIN, Reach},
     boot_mode,
     conditions::{CONTESTED, ENROLS_AGAIN},
     draft::Draft,
@@ -19,25 +20,27 @@ use super::{
     interrupted::{self, Work},
     jobs::{self, Job},
     netboot,
-    observed::{Failure, FailureClass, Power, Tried},
+    observed::{FailureClass, Power, Tried},
     owner::has_bmc,
-    plan::{BmcCall, PowerOrder, Task},
+    plan::{BmcCall, Task},
     power, reboot,
 };
 use crate::hosts::{self, declared_mac};
 use crate::time::{is_ahead, whole_seconds};
 
 use hindrance::unlikely;
+<<<<<<< ours
 pub(super) use presence::{Presence, has_left, here, is_on};
+=======
+pub(super) use presence::{has_left, here, is_on};
+use starting::{pause_after, start, start_again};
+>>>>>>> theirs
 
 /// How long a machine may take from its boot to its ramdisk's first word. Servers with much memory and many option ROMs need
 /// several minutes for their firmware alone.
 pub(super) const BOOT_DEADLINE: SignedDuration = SignedDuration::from_mins(15);
 /// A process that began in the middle does not know whether the machine was booted; so long it takes it that it was.
 const BENEFIT_OF_DOUBT: SignedDuration = SignedDuration::from_mins(5);
-
-/// After so long an order is given once more of which nobody knows whether it was carried out: half of [`BOOT_DEADLINE`] for either boot.
-const LOST_ANSWER: SignedDuration = SignedDuration::from_mins(7);
 
 /// No machine boots into its ramdisk in less.
 const BOOTS: SignedDuration = SignedDuration::from_secs(20);
@@ -95,6 +98,12 @@ fn fail(draft: &mut Draft<'_>, message: impl AsRef<str>) {
         _ => ErrorType::Provisioning,
     };
     draft.fail(kind, message);
+}
+
+/// Its BMC does not boot it, because of `why`.
+fn is_unbooted(draft: &mut Draft<'_>, why: &str) {
+    let message = format!("the machine could not be booted from the network: {why}");
+    fail(draft, message);
 }
 
 /// How the names of boots into the ramdisk end.
@@ -180,18 +189,27 @@ pub(super) fn is_rebooting(draft: &mut Draft<'_>, reach: &Reach, then: &str) -> 
 
 fn by_bmc(draft: &mut Draft<'_>) -> Reboot {
     let (operation, since) = power::operation(draft, WaitReason::Rebooting, AGAIN);
-    match power::tried(draft, &operation).map(|tried| (tried.at, tried.on_power, &tried.result)) {
-        Some((_, _, Ok(()))) => return Reboot::Done,
+    let off = power::tried(draft, &starting::off_of(&operation));
+    let tried = power::tried(draft, &operation).or(off);
+    match tried.map(|tried| (tried, &tried.result)) {
         // Its answer was lost, and what called in some time after that is the ramdisk that it booted.
-        Some((at, true, Err(failure)))
-            if failure.class == FailureClass::Unreachable && is_booted_since(draft, at) =>
+        Some((tried, Err(failure)))
+            if failure.class == FailureClass::Unreachable
+                && tried.on_power
+                && is_booted_since(draft, tried.at) =>
         {
             return Reboot::Done;
         }
-        Some((at, on_power, Err(failure))) if let Some(pause) = pause_after(failure, on_power) => {
-            start_again(draft, &operation, at, pause);
+        Some((tried, Err(failure))) if let Some(pause) = pause_after(failure, tried.on_power) => {
+            start_again(draft, &operation, tried.at, pause);
         }
-        Some((_, _, Err(failure))) => return Reboot::Failed(failure.message.clone()),
+        Some((tried, _)) if starting::goes_off_and_on(draft, tried) => {
+            if let Err(why) = starting::go_on(draft, &operation, tried) {
+                return Reboot::Failed(why);
+            }
+        }
+        Some((_, Ok(()))) => return Reboot::Done,
+        Some((_, Err(failure))) => return Reboot::Failed(failure.message.clone()),
         None => {
             // What was read before may be from before its boot.
             let reading = draft.seen.bmc.power.filter(|reading| reading.at >= since);
@@ -230,12 +248,12 @@ fn by_ramdisk(draft: &mut Draft<'_>) -> Option<Reboot> {
     Some(Reboot::UnderWay)
 }
 
-/// True if the machine was booted by `tried`, for `operation` or because somebody forced that meanwhile, and is still on its way. A
-/// session that came and went after a boot makes it history, but for the one that a forced one has ended.
+/// True if the machine was booted, or switched off for that, by `tried`, for `operation` or because somebody forced that meanwhile, and is
+/// still on its way. A session that came and went after a boot makes it history, but for the one that a forced one has ended.
 fn is_booted(draft: &Draft<'_>, tried: &Tried, operation: &str) -> bool {
-    let ended_at = if tried.operation == operation {
+    let ended_at = if tried.operation == operation || tried.operation == starting::off_of(operation) {
         Some(tried.at)
-    } else if jobs::is_to(&tried.operation, AGAIN) && tried.result.is_ok() {
+    } else if jobs::is_to(&tried.operation, AGAIN) && tried.result.is_ok() && !starting::is_off(tried) {
         let is_recent = draft.now.duration_since(tried.at) < BOOT_DEADLINE;
         let ended_at = tried.at.checked_add(presence::OUTLIVES).ok();
         ended_at.filter(|_| is_recent)
@@ -278,8 +296,9 @@ fn overdue(draft: &mut Draft<'_>, then: &str) -> bool {
                     .to_owned()
             }
             _ => format!(
-                "; next: check on its console whether it boots from the network{}, whether Secure Boot is off, whether its Segment is Serving (kubectl get segments -A), and the edge's log",
-                by.unwrap_or_default()
+                "; next: check on its console whether it boots from the network{}{}, whether Secure Boot is off, whether its Segment is Serving (kubectl get segments -A), and the edge's log",
+                by.unwrap_or_default(),
+                starting::without_off(draft)
             ),
         };
         let message = format!(
@@ -335,6 +354,13 @@ fn boot(draft: &mut Draft<'_>, operation: &str, then: &str) {
         tried.filter(|tried| tried.at >= draft.seen.began || !draft.has_paused(tried.at, BOOT_DEADLINE));
     match tried.filter(|tried| is_booted(draft, tried, operation)) {
         Some(tried) => match &tried.result {
+            Err(failure) if let Some(pause) = pause_after(failure, tried.on_power) => {
+                if unbooted::waits_on(draft, tried, failure, then) {
+                    start_again(draft, operation, tried.at, pause);
+                }
+                draft.again(LOOK_AGAIN);
+            }
+            _ if starting::goes_off_and_on(draft, tried) => off_and_on(draft, operation, tried, then),
             // What its BMC took to do that is no time in which it boots.
             Ok(()) if unbooted::took_long(draft, tried) => {
                 draft.wait_anew(WaitReason::Ramdisk, waits(draft, then));
@@ -343,21 +369,21 @@ fn boot(draft: &mut Draft<'_>, operation: &str, then: &str) {
             Ok(()) => {
                 overdue(draft, then);
             }
-            Err(failure) if let Some(pause) = pause_after(failure, tried.on_power) => {
-                if unbooted::waits_on(draft, tried, failure, then) {
-                    start_again(draft, operation, tried.at, pause);
-                }
-                draft.again(LOOK_AGAIN);
-            }
-            Err(failure) => {
-                let message = format!(
-                    "the machine could not be booted from the network: {}",
-                    failure.message
-                );
-                fail(draft, message);
-            }
+            Err(failure) => is_unbooted(draft, &starting::why(draft, tried, failure)),
         },
         None => boot_first(draft, operation, then),
+    }
+}
+
+/// The machine goes off and on, of which `tried` was the last step.
+fn off_and_on(draft: &mut Draft<'_>, operation: &str, tried: &Tried, then: &str) {
+    if power::is_unknown(draft) {
+        read_power(draft);
+        bmc_overdue(draft, &Reach::Bmc, then);
+    } else if overdue(draft, then)
+        && let Err(why) = starting::go_on(draft, operation, tried)
+    {
+        is_unbooted(draft, &why);
     }
 }
 
@@ -420,44 +446,6 @@ pub(super) fn read_power(draft: &mut Draft<'_>) {
         draft.call(BmcCall::ReadPower);
     }
     draft.again(LOOK_AGAIN);
-}
-
-/// After which pause what failed so is tried again; none: it is not. An order on the power that nobody answered may have been carried out
-/// all the same, and a machine that boots is left to that for a while.
-fn pause_after(failure: &Failure, on_power: bool) -> Option<SignedDuration> {
-    match failure.class {
-        FailureClass::Busy => SignedDuration::try_from(LOOK_AGAIN).ok(),
-        FailureClass::Unreachable if on_power => Some(LOST_ANSWER),
-        FailureClass::Unreachable | FailureClass::System => Some(ASK_AGAIN),
-        _ => None,
-    }
-}
-
-/// Once more, when that is due. The power is asked for before: what it was may have been changed by the attempt before.
-fn start_again(draft: &mut Draft<'_>, operation: &str, tried: Timestamp, pause: SignedDuration) {
-    if !draft.has_paused(tried, pause) {
-        draft.again_at(tried.checked_add(pause).unwrap_or(draft.now));
-        return;
-    }
-    let reading = draft.seen.bmc.power.filter(|reading| reading.at > tried);
-    match reading.map(|reading| reading.power) {
-        Some(Power::On | Power::Off) => start(draft, operation),
-        Some(Power::Unknown) | None => read_power(draft),
-    }
-}
-
-fn start(draft: &mut Draft<'_>, operation: &str) {
-    let on = draft
-        .seen
-        .bmc
-        .power
-        .is_some_and(|reading| reading.power == Power::On);
-    arm(draft, operation);
-    draft.call(BmcCall::Power {
-        operation: operation.to_owned(),
-        order: if on { PowerOrder::Reset } else { PowerOrder::On },
-    });
-    draft.why("booting the ramdisk");
 }
 
 /// The machine boots from the network when it boots next.

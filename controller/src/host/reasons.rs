@@ -72,7 +72,7 @@ pub const REASONS: &[Reason] = &[
     upstreams("PowerOff", "powering off or rebooting the machine begins"),
     upstreams(
         "PowerManagementError",
-        "the machine could not be powered on or off",
+        "the machine could not be powered on or off, or the BMC of an available host does not answer",
     ),
     ours(
         "ActionNeeded",

@@ -279,6 +279,26 @@ mod tests {
         assert!(page.contains(&alert), "{alert}");
     }
 
+    /// One that is provisioned has no error because of that.
+    #[test]
+    fn the_alerts_and_the_command_find_hosts_whose_bmc_does_not_answer() {
+        let page = include_str!("../../../../docs/metrics.md");
+        let alert = format!(
+            r#"expr: muster_hosts_waiting{{reason="{}"}} > 0"#,
+            WaitReason::Bmc.name()
+        );
+        assert!(page.contains(&alert), "{alert}");
+        let page = include_str!("../../../../docs/provision.md");
+        let picks = r#" || $5 == "False"'"#;
+        let command = page.lines().find(|line| line.contains(picks)).unwrap();
+        let columns = command.split('\'').nth(1).unwrap();
+        let fifth = columns.split(',').nth(4);
+        assert_eq!(
+            fifth,
+            Some(r#"MANAGEABLE:.status.conditions[?(@.type=="Manageable")].status"#)
+        );
+    }
+
     #[test]
     fn the_command_that_finds_broken_hosts_names_the_reasons_that_are_left_to_a_person() {
         let page = include_str!("../../../../docs/provision.md");

@@ -1,6 +1,6 @@
 //! A machine whose BMC has not booted it into its ramdisk and is told to again, or took long to. Pure.
 
-use super::{BENEFIT_OF_DOUBT, BOOT_DEADLINE, CALL_IN, LOST_ANSWER, fail, unlikely};
+use super::{BENEFIT_OF_DOUBT, BOOT_DEADLINE, CALL_IN, is_unbooted, starting::LOST_ANSWER, unlikely};
 use crate::host::{
     WaitReason,
     draft::{Draft, clause},
@@ -23,8 +23,7 @@ pub(super) fn waits_on(draft: &mut Draft<'_>, tried: &Tried, failure: &Failure, 
     }
     let why = clause(&unread.unwrap_or(failure).message);
     if draft.waited(WaitReason::Ramdisk, BOOT_DEADLINE) || draft.waited(WaitReason::Bmc, BOOT_DEADLINE) {
-        let message = format!("the machine could not be booted from the network: {why}");
-        fail(draft, message);
+        is_unbooted(draft, why);
         return false;
     }
     if may_boot {

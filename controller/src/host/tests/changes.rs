@@ -198,7 +198,90 @@ fn a_host_says_that_its_bmc_is_silent_whatever_it_waited_for_before() {
     world.settle();
     let status = world.host().status.clone().unwrap();
     assert_eq!(waiting(&world).0, "Bmc");
-    assert_eq!(status.operational_status, OperationalStatus::Ok);
+    assert_ne!(status.operational_status, OperationalStatus::Delayed);
+}
+
+/// CAPM3 takes hosts that are available and have no error.
+#[test]
+fn an_available_host_that_can_be_reached_by_nothing_has_an_error_until_its_bmc_answers() {
+    type Fails = fn(&mut World, bool);
+    let ways: [(Fails, &str); 3] = [
+        (
+            |world, fails| world.bmc_up = !fails,
+            "the BMC does not report the power state: it says so",
+        ),
+        // It is probed by another process first.
+        (
+            |world, fails| {
+                world.bmc_up = !fails;
+                if fails {
+                    world.restart();
+                }
+            },
+            "the BMC does not answer: it says so",
+        ),
+        (
+            |world, fails| world.says_nothing_of_power = fails,
+            "the BMC does not report the power state: it reports neither on nor off",
+        ),
+    ];
+    for (fails, why) in ways {
+        let mut world = at(State::Available);
+        world.settle();
+        world.disconnect();
+        // Its machine runs on, so that nothing is to be done about its power.
+        world.settle();
+        let told = |world: &World| {
+            let all = world.events.iter();
+            all.filter(|reason| *reason == "PowerManagementError").count()
+        };
+        let error = |world: &World| {
+            let status = world.host.as_ref().unwrap().status.clone().unwrap();
+            let error = (status.error_type, status.error_count, status.error_message);
+            (error, status.operational_status, status.powered_on)
+        };
+        let none = ((None, 0, String::new()), OperationalStatus::Ok, true);
+        fails(&mut world, true);
+        world.until("it waits", |world| waiting(world).0 == "Bmc");
+        let since = waiting(&world).1.split_once(" (since ").unwrap().1.to_owned();
+        for _ in 0..14 {
+            world.step(60);
+            assert_eq!(error(&world), none);
+        }
+        (0..3).for_each(|_| world.step(60));
+        let message = format!(
+            "BMC redfish://10.0.0.9/redfish/v1/Systems/1: {why} (since {since}; \
+             next: retrying every minute; the host can be used again once the BMC answers"
+        );
+        let expected = (Some(ErrorType::PowerManagement), 0, message);
+        let expected = (expected, OperationalStatus::Error, true);
+        assert_eq!(error(&world), expected);
+        assert_eq!(
+            (world.state(), waiting(&world).0.as_str()),
+            (State::Available, "Bmc")
+        );
+        // It is written once, and another process has nothing new to say of it.
+        let writes = world.status_writes;
+        world.settle();
+        assert_eq!(world.status_writes, writes, "{why}");
+        world.restart();
+        world.settle();
+        assert_eq!((error(&world), told(&world)), (expected, 1));
+        // Its ramdisk is there after all, for a while.
+        let mut here = world.clone();
+        here.call_in();
+        here.step(60);
+        assert_eq!(error(&here), none);
+        here.disconnect();
+        here.step(60);
+        assert_eq!(error(&here), none, "it may be back in a moment");
+        (0..3).for_each(|_| here.step(60));
+        assert_eq!(error(&here).1, OperationalStatus::Error);
+        fails(&mut world, false);
+        world.until("it can be used", |world| error(world) == none);
+        world.set_image(Some(IMAGE));
+        world.reach(State::Provisioned);
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod bmc_identity;
 mod boot_mode;
 mod capm3;
 mod changes;
+mod cold_boot;
 mod counted;
 mod doubts;
 mod events;

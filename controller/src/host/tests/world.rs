@@ -150,6 +150,10 @@ pub(super) struct World {
     pub(super) bmc_up: bool,
     /// It answers, and says neither on nor off.
     pub(super) says_nothing_of_power: bool,
+    /// These orders on the power the BMC does not know.
+    pub(super) unknown_orders: &'static [PowerOrder],
+    /// These it accepts, and does nothing.
+    pub(super) ignored_orders: &'static [PowerOrder],
     /// How many seconds each call to the BMC takes, whatever comes of it.
     pub(super) bmc_takes: u32,
     /// Of which machine it says that it is.
@@ -303,6 +307,8 @@ impl World {
             },
             bmc_up: true,
             says_nothing_of_power: false,
+            unknown_orders: &[],
+            ignored_orders: &[],
             bmc_takes: 0,
             says: Identity::default(),
             edge: Edge::Newest,
@@ -731,9 +737,20 @@ impl World {
                 true
             }
             Effect::Bmc(BmcCall::BootNetworkOnce { operation, .. } | BmcCall::Power { operation, .. }) => {
-                let fails = !self.bmc_up || fault == Fault::Fails;
+                let order = match effect {
+                    Effect::Bmc(BmcCall::Power { order, .. }) => Some(order),
+                    _ => None,
+                };
+                let is_among = |orders: &[PowerOrder]| order.is_some_and(|order| orders.contains(order));
+                let class = match is_among(self.unknown_orders) {
+                    true if self.bmc_up => FailureClass::Unsupported,
+                    _ => FailureClass::Refused,
+                };
+                let is_unknown = class == FailureClass::Unsupported;
+                let fails = !self.bmc_up || fault == Fault::Fails || is_unknown;
                 if !fails {
                     match fault {
+                        _ if is_among(self.ignored_orders) => {}
                         Fault::Lost => {}
                         Fault::Late => self.late.push_back(effect.clone()),
                         Fault::Twice => {
@@ -744,11 +761,7 @@ impl World {
                     }
                 }
                 let bad = fails || fault == Fault::Doubtful;
-                let result = if bad {
-                    Err(self.failure(FailureClass::Refused))
-                } else {
-                    Ok(())
-                };
+                let result = if bad { Err(self.failure(class)) } else { Ok(()) };
                 self.bmc.power = None;
                 self.tried = Some(Tried {
                     operation: operation.clone(),

@@ -1,0 +1,158 @@
+//! A machine that its BMC cannot reset into its ramdisk, or does not, is switched off and on.
+
+use muster_proto::kinds::REBOOT_ANNOTATION;
+
+use super::{
+    super::{State, plan::PowerOrder},
+    transitions::at,
+    world::{Content, Fault, IMAGE, World, power_orders},
+};
+
+const RESET: &[PowerOrder] = &[PowerOrder::Reset];
+const HARD_OFF: &[PowerOrder] = &[PowerOrder::HardOff];
+
+/// A host whose image is taken away, while its machine runs that: it is to boot its ramdisk.
+fn taken_back() -> World {
+    let mut world = at(State::Provisioned);
+    world.settle();
+    world.set_image(None);
+    world
+}
+
+/// Rounds until `done`, and the orders on the power that are given meanwhile.
+fn orders_until(world: &mut World, done: impl Fn(&World) -> bool) -> Vec<PowerOrder> {
+    let mut orders = Vec::new();
+    for _ in 0..2000 {
+        if done(world) {
+            return orders;
+        }
+        let plan = world.plan();
+        orders.extend(power_orders(&plan));
+        world.execute(plan, None, Fault::None);
+        world.tick(11);
+    }
+    panic!("never, after {orders:?}: {:?}", world.plan());
+}
+
+/// How many attempts have failed, and how the last one did.
+fn failed(world: &World) -> (i64, String) {
+    let status = world.host.as_ref().unwrap().status.clone().unwrap();
+    (status.error_count, status.error_message)
+}
+
+#[test]
+fn a_machine_whose_bmc_knows_no_reset_is_switched_off_and_on_for_its_ramdisk() {
+    let mut world = taken_back();
+    world.unknown_orders = RESET;
+    let begun = world.now;
+    let orders = orders_until(&mut world, |world| world.state() == State::Available);
+    assert_eq!(orders, [PowerOrder::Reset, PowerOrder::HardOff, PowerOrder::On]);
+    assert_eq!((failed(&world).0, &world.machine.disk), (0, &Content::Blank));
+    assert!(!world.events.contains(&"ProvisioningError".to_owned()));
+    assert!(world.now.duration_since(begun).as_mins() < 5);
+    assert!(world.machine.ramdisk.is_some(), "and it stays there");
+}
+
+#[test]
+fn a_machine_that_no_reset_brought_into_its_ramdisk_is_switched_off_and_on_by_the_next_attempt() {
+    let expected = [PowerOrder::Reset, PowerOrder::HardOff, PowerOrder::On];
+    let mut world = taken_back();
+    world.ignored_orders = RESET;
+    let orders = orders_until(&mut world, |world| world.state() == State::Available);
+    assert_eq!(orders, expected);
+    assert_eq!(world.machine.disk, Content::Blank);
+    // What failed to be given an image is cleaned by the next boot.
+    let mut world = at(State::Available);
+    world.settle();
+    world.disconnect();
+    world.settle();
+    world.ignored_orders = RESET;
+    world.set_image(Some(IMAGE));
+    let orders = orders_until(&mut world, |world| world.state() == State::Provisioned);
+    assert_eq!(orders, expected);
+}
+
+#[test]
+fn a_machine_that_must_not_be_off_is_not_switched_off_for_its_ramdisk_and_its_host_says_what_helps() {
+    let unknown: fn(&mut World) = |world| world.unknown_orders = RESET;
+    let ignored: fn(&mut World) = |world| world.ignored_orders = RESET;
+    for spoil in [unknown, ignored] {
+        let mut world = taken_back();
+        world.host().spec.disable_power_off = Some(true);
+        spoil(&mut world);
+        let orders = orders_until(&mut world, |world| failed(world).0 == 3);
+        assert_eq!(orders, [PowerOrder::Reset; 3]);
+        let (_, message) = failed(&world);
+        assert!(message.contains("spec.disablePowerOff"), "{message}");
+        world.host().spec.disable_power_off = None;
+        let orders = orders_until(&mut world, |world| world.state() == State::Available);
+        assert_eq!(orders, [PowerOrder::HardOff, PowerOrder::On]);
+    }
+}
+
+#[test]
+fn a_machine_that_cannot_be_switched_off_either_is_a_failure_and_is_reset_by_the_next_attempt() {
+    let unknown: fn(&mut World) = |world| world.unknown_orders = HARD_OFF;
+    let ignored: fn(&mut World) = |world| world.ignored_orders = HARD_OFF;
+    for spoil in [unknown, ignored] {
+        let mut world = taken_back();
+        world.unknown_orders = &[PowerOrder::Reset, PowerOrder::HardOff];
+        let orders = orders_until(&mut world, |world| failed(world).0 == 1);
+        assert_eq!(orders, [PowerOrder::Reset, PowerOrder::HardOff]);
+        let (_, message) = failed(&world);
+        assert!(
+            message.starts_with("the machine could not be booted from the network: it says so"),
+            "{message}"
+        );
+        let orders = orders_until(&mut world, |world| failed(world).0 == 2);
+        assert_eq!(orders, [PowerOrder::HardOff, PowerOrder::Reset]);
+        // Its BMC learns to reset it.
+        world.unknown_orders = &[];
+        spoil(&mut world);
+        let orders = orders_until(&mut world, |world| world.state() == State::Available);
+        assert_eq!(orders, [PowerOrder::HardOff, PowerOrder::Reset]);
+    }
+    // One that accepts the order and leaves the machine on is not told again and again.
+    let mut world = taken_back();
+    (world.unknown_orders, world.ignored_orders) = (RESET, HARD_OFF);
+    let orders = orders_until(&mut world, |world| failed(world).0 == 1);
+    assert_eq!(orders, [PowerOrder::Reset, PowerOrder::HardOff]);
+    let (_, message) = failed(&world);
+    assert!(
+        message.contains("it is not off 60 s after the BMC accepted"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_machine_that_is_off_and_cannot_be_switched_on_is_a_failure() {
+    let mut world = at(State::Available);
+    world.settle();
+    world.disconnect();
+    world.machine.on = false;
+    world.host().spec.online = false;
+    world.settle();
+    world.host().spec.online = true;
+    world.unknown_orders = &[PowerOrder::On];
+    world.set_image(Some(IMAGE));
+    world.reach(State::Provisioning);
+    let orders = orders_until(&mut world, |world| world.state() == State::Deprovisioning);
+    assert_eq!(orders, [PowerOrder::On]);
+}
+
+#[test]
+fn a_forced_reboot_by_a_bmc_that_knows_no_reset_switches_off_and_on() {
+    let mut world = at(State::Provisioning);
+    while world.machine.ramdisk.is_none() {
+        world.step(2);
+    }
+    world.unknown_orders = RESET;
+    let sessions = world.machine.sessions;
+    world.annotate(REBOOT_ANNOTATION, r#"{"force":true}"#);
+    let orders = orders_until(&mut world, |world| !world.annotated(REBOOT_ANNOTATION));
+    assert_eq!(orders, [PowerOrder::Reset, PowerOrder::HardOff, PowerOrder::On]);
+    assert!(!world.events.contains(&"PowerManagementError".to_owned()));
+    world.reach(State::Provisioned);
+    assert_eq!(world.machine.sessions, sessions + 1);
+    assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()));
+}
