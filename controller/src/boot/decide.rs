@@ -3,6 +3,7 @@
 //! | who asks | [`Verdict::Ramdisk`] | [`Verdict::Disk`] | [`Verdict::Silence`] |
 //! | --- | --- | --- | --- |
 //! | firmware (`PXEClient`) | iPXE by TFTP | no boot file | nothing |
+//! | iPXE that cannot run our script | iPXE by TFTP | no boot file | nothing |
 //! | iPXE | the URL of its script | no boot file | nothing |
 //! | UEFI HTTP boot (`HTTPClient`) | the URL of a UKI | no boot file | nothing |
 //! | our agent, an installed system, anything else | an address, in server mode | the same | the same |
@@ -29,6 +30,11 @@ mod tests;
 /// The vendor class (option 60) of Muster's own agent.
 pub const AGENT_CLASS: &[u8] = b"muster-agent";
 
+/// What iPXE may have been built with, as it lists it in option 175 (`ipxe/features.h`).
+const HTTP: u8 = 0x13;
+const BZIMAGE: u8 = 0x18;
+const EFI: u8 = 0x24;
+
 /// Knows which build of the ramdisk is served at the moment.
 pub trait Releases: Send + Sync {
     /// Where they are looked for.
@@ -41,7 +47,7 @@ pub trait Releases: Send + Sync {
 /// Who sent a request, by its classes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Client {
-    /// A PXE ROM or UEFI PXE.
+    /// A PXE ROM or UEFI PXE; also an iPXE in ROM that cannot run our script.
     Firmware,
     /// iPXE, in ROM or loaded.
     Ipxe,
@@ -54,13 +60,13 @@ pub enum Client {
 }
 
 impl Client {
-    /// By option 60, 77 and 175.
+    /// By option 60, 77, 93 and 175.
     pub fn of(request: &Request) -> Client {
         if request.class.starts_with(b"HTTPClient") {
             Client::Http
-        } else if request.ipxe {
+        } else if request.ipxe && runs_script(request) {
             Client::Ipxe
-        } else if request.class.starts_with(b"PXEClient") {
+        } else if request.ipxe || request.class.starts_with(b"PXEClient") {
             Client::Firmware
         } else if request.class.starts_with(AGENT_CLASS) {
             Client::Agent
@@ -73,6 +79,19 @@ impl Client {
     pub fn boots(self) -> bool {
         matches!(self, Client::Firmware | Client::Ipxe | Client::Http)
     }
+}
+
+/// False for an iPXE that lists what it was built with, but not HTTP, or not the format in which this firmware boots a kernel: such are
+/// the ROMs of some virtual NICs. It loads the iPXE that we serve, which lists both.
+fn runs_script(request: &Request) -> bool {
+    let kernel = match Machine::of(request) {
+        Ok(Machine::Bios) => BZIMAGE,
+        Ok(Machine::Uefi) => EFI,
+        // There are no boot files for it, whatever it was built with.
+        Err(_) => return true,
+    };
+    let listed = &request.features;
+    listed.is_empty() || (listed.contains(&HTTP) && listed.contains(&kernel))
 }
 
 /// What the machine is to load.

@@ -11,6 +11,10 @@ use super::http::route::{Boot, Route};
 /// would stand there until somebody comes. A Segment's own parameters come after these and win.
 pub const PARAMETERS: &str = "console=tty0 console=ttyS0,115200 quiet cryptomgr.notests panic=60";
 
+/// The most characters that a Segment's parameters may have together, with the space before each. x86 takes 2047 (`COMMAND_LINE_SIZE`)
+/// and cuts off the rest without a word; the kernel's name is what iPXE puts in front under UEFI.
+pub const MAX_PARAMETERS: usize = 2047 - "vmlinuz initrd=initramfs ".len() - PARAMETERS.len();
+
 /// How often iPXE tries to fetch the files before it goes on to the disk; it waits one second longer each time.
 const TRIES: u32 = 3;
 
@@ -114,6 +118,24 @@ echo Muster: going on to the next boot device
 iseq ${platform} efi && exit 1 || exit 0
 "
         );
+    }
+
+    #[test]
+    fn the_longest_command_line_is_one_that_the_kernel_takes_whole() {
+        let script = ramdisk(server(), &boot(), &[]);
+        let line = script
+            .lines()
+            .find_map(|line| line.strip_prefix("kernel "))
+            .unwrap();
+        let (_, line) = line
+            .strip_suffix(" || goto again")
+            .unwrap()
+            .rsplit_once('/')
+            .unwrap();
+        assert!(line.starts_with("vmlinuz initrd="), "{line}");
+        assert_eq!(line.len() + MAX_PARAMETERS, 2047);
+        let one = [Parameter::new("a").unwrap()];
+        assert_eq!(command_line(&one).len(), command_line(&[]).len() + " a".len());
     }
 
     #[test]

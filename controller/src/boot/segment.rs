@@ -12,6 +12,7 @@ use muster_proto::{
     text,
 };
 
+use super::ipxe::{MAX_PARAMETERS, Parameter};
 use crate::path::Path;
 
 mod invalid;
@@ -113,7 +114,7 @@ pub struct Net {
     /// Which ramdisk.
     pub profile: Profile,
     /// Further kernel parameters.
-    pub kernel_parameters: Vec<String>,
+    pub kernel_parameters: Vec<Parameter>,
 }
 
 impl Net {
@@ -265,7 +266,7 @@ pub fn check(segment: &Segment, links: &[Link], ports: Ports) -> Result<Net, Inv
             written: shown(host_namespace),
         });
     }
-    kernel_parameters(&spec.kernel_parameters)?;
+    let kernel_parameters = kernel_parameters(&spec.kernel_parameters)?;
     let own = own_address(interface.as_deref(), subnet, boot, links)?;
     let (boot, http_port) = boot.unwrap_or((own, None));
     not_leased(
@@ -295,7 +296,7 @@ pub fn check(segment: &Segment, links: &[Link], ports: Ports) -> Result<Net, Inv
         unknown: spec.unknown,
         quota: spec.quota,
         profile: spec.profile,
-        kernel_parameters: spec.kernel_parameters.clone(),
+        kernel_parameters,
     })
 }
 
@@ -515,18 +516,18 @@ fn endpoints(written: &[String]) -> Result<Vec<String>, Invalid> {
         .collect()
 }
 
-fn kernel_parameters(written: &[String]) -> Result<(), Invalid> {
+fn kernel_parameters(written: &[String]) -> Result<Vec<Parameter>, Invalid> {
     at_most("kernelParameters", written.len(), 16)?;
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.,:=/@+-".contains(&byte);
-    match written
-        .iter()
-        .find(|parameter| !(1..=128).contains(&parameter.len()) || !parameter.bytes().all(allowed))
-    {
-        Some(parameter) => Err(Invalid::KernelParameter {
-            written: shown(parameter),
-        }),
-        None => Ok(()),
+    let length: usize = written.iter().map(|parameter| " ".len() + parameter.len()).sum();
+    if length > MAX_PARAMETERS {
+        return Err(Invalid::KernelParameters { length });
     }
+    let parameter = |written: &String| {
+        Parameter::new(written).ok_or_else(|| Invalid::KernelParameter {
+            written: shown(written),
+        })
+    };
+    written.iter().map(parameter).collect()
 }
 
 /// True for `10.0.0.1:80`, `[fd00::1]:80` and `name.example:80`.

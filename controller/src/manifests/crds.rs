@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde_json::{Map, Value, json};
 
 use super::{File, schema, yaml};
-use crate::boot::segment::MAX_SERVERS;
+use crate::boot::{ipxe::MAX_PARAMETERS, segment::MAX_SERVERS};
 
 /// Integers of upstream's that are 64 bits wide by declaration; the others are Go's `int`, which has no format.
 const INT64: &[&str] = &["sizeBytes", "observedGeneration"];
@@ -161,6 +161,14 @@ fn segment() -> Value {
         rule(
             "has(self.interface) || self.dhcp.mode != 'proxy' || (has(self.relays) && size(self.relays) > 0)",
             "proxy DHCP without an interface needs relays",
+        ),
+        rule(
+            &format!(
+                "!has(self.kernelParameters) || self.kernelParameters.map(parameter, size(parameter) + 1).sum() <= {MAX_PARAMETERS}"
+            ),
+            &format!(
+                "kernelParameters, with a space before each, are longer than the {MAX_PARAMETERS} characters that fit into the kernel's command line"
+            ),
         ),
     ]);
     let mut status = schema::of::<SegmentStatus>();

@@ -42,10 +42,56 @@ fn each_client_gets_its_file() {
             ("uefi-pxe-4011-request", File::Tftp("snponly.efi")),
             ("utf8-junk-host-name", File::Tftp("snponly.efi")),
             ("ipxe-rom-bios-discover", File::Script(script.clone())),
+            ("ipxe-rom-bios-no-http-discover", File::Tftp("undionly.kpxe")),
             ("ovmf-http-discover", File::Uki(uki.clone())),
         ] {
             assert_eq!(decided(name, mode, RAMDISK), Ok(file), "{name} {mode:?}");
         }
+    }
+}
+
+#[test]
+fn ipxe_runs_a_script_unless_it_lists_what_it_has_and_lacks_http_or_the_kernels_format() {
+    const TFTP: u8 = 0x15;
+    let (bios, uefi, arm64) = (0, 7, 11);
+    let table: &[(u16, &[u8], Client)] = &[
+        (bios, &[], Client::Ipxe),
+        (bios, &[HTTP, TFTP, BZIMAGE], Client::Ipxe),
+        (bios, &[TFTP, BZIMAGE], Client::Firmware),
+        (bios, &[HTTP, TFTP, EFI], Client::Firmware),
+        (uefi, &[], Client::Ipxe),
+        (uefi, &[HTTP, TFTP, EFI], Client::Ipxe),
+        (uefi, &[TFTP, EFI], Client::Firmware),
+        (uefi, &[HTTP, TFTP, BZIMAGE], Client::Firmware),
+        (arm64, &[TFTP], Client::Ipxe),
+    ];
+    for &(architecture, features, client) in table {
+        let request = Request {
+            architectures: vec![architecture],
+            features: features.to_vec(),
+            ..request("ipxe-rom-bios-discover")
+        };
+        assert_eq!(Client::of(&request), client, "{architecture}: {features:x?}");
+    }
+}
+
+/// What the binaries in Debian 12's package `ipxe` list: without HTTP and their kernel's format there, they would load themselves for ever.
+#[test]
+fn the_ipxe_that_is_served_runs_a_script() {
+    let undionly: &[u8] = &[
+        0x17, 0x22, 0x13, 0x11, 0x27, 0x19, 0x29, 0x10, 0x21, 0x15, 0x18, 0x12,
+    ];
+    let snponly: &[u8] = &[0x17, 0x24, 0x13, 0x11, 0x27, 0x29, 0x15, 0x12];
+    for (firmware, features) in [
+        ("pxe-rom-bios-discover", undionly),
+        ("ovmf-pxe-discover", snponly),
+    ] {
+        let request = Request {
+            ipxe: true,
+            features: features.to_vec(),
+            ..request(firmware)
+        };
+        assert_eq!(Client::of(&request), Client::Ipxe, "{firmware}");
     }
 }
 

@@ -16,6 +16,7 @@ corpus![
     "dhclient-renew",
     "ipxe-efi-arm64-discover",
     "ipxe-rom-bios-discover",
+    "ipxe-rom-bios-no-http-discover",
     "ipxe-rom-bios-request",
     "networkd-init-reboot",
     "ovmf-http-discover",

@@ -154,6 +154,7 @@ pub fn destination(
 /// Who asked and what became of it, in a few words for the log.
 pub fn describe(request: &Request, step: &Step) -> String {
     let client = match Client::of(request) {
+        Client::Firmware if request.ipxe => "iPXE without HTTP or the kernel's format",
         Client::Firmware => "firmware",
         Client::Ipxe => "iPXE",
         Client::Http => "UEFI HTTP boot",

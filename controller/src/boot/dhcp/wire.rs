@@ -124,6 +124,8 @@ pub struct Request {
     pub class: Vec<u8>,
     /// iPXE: says so in option 77, or has its own option 175 and is not what it was made of, gPXE.
     pub ipxe: bool,
+    /// What iPXE says in option 175 that it was built with, by numbers of `ipxe/features.h`; empty where it says nothing of that.
+    pub features: Vec<u8>,
     /// Option 82 as it came.
     pub relay_information: Option<Vec<u8>>,
     /// Option 93, else what option 60 says after `Arch:`.
@@ -261,6 +263,7 @@ impl Request {
                 Some(class) if is_of(class, b"iPXE") => true,
                 _ => options.get(175).is_some(),
             },
+            features: options.get(175).map(features).unwrap_or_default(),
             relay_information: options.get(82).map(<[u8]>::to_vec),
             architectures: architectures(options.get(93), &class),
             machine_id: options.get(97).map(<[u8]>::to_vec),
@@ -304,6 +307,19 @@ fn is_of(class: &[u8], wanted: &[u8]) -> bool {
         rest = tail;
     }
     false
+}
+
+/// The features among the options that option 175 holds: 0x10 to 0x7f (`ipxe/features.h`). What cannot be read says nothing of any.
+fn features(option: &[u8]) -> Vec<u8> {
+    let mut inner = Options::default();
+    match inner.take(option) {
+        Ok(()) => inner
+            .0
+            .into_keys()
+            .filter(|code| (0x10..0x80).contains(code))
+            .collect(),
+        Err(_) => Vec::new(),
+    }
 }
 
 /// Option 93, a list of 16-bit numbers (RFC 4578, 2.1); ROMs that leave it out say `PXEClient:Arch:00007:UNDI:…`.

@@ -37,7 +37,7 @@ pub struct Boot {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Route {
     /// `/ipxe/{namespace}/{segment}/{mac}/{uuid or -}/{pass}`: what iPXE is to do. Without a pass it is what another DHCP server
-    /// names, which can only write the same URL for all machines.
+    /// names, which can only write the same URL for all machines; where the machine has no UUID, nothing stands in that one's place.
     Script {
         /// The Segment that the machine boots on.
         segment: SegmentKey,
@@ -68,6 +68,7 @@ impl Route {
                 segment: SegmentKey::new(namespace, name)?,
                 mac: mac_of(mac)?,
                 uuid: match *uuid {
+                    "" if pass.is_empty() => None,
                     "-" => None,
                     text => Some(uuid_of(text)?),
                 },
@@ -255,6 +256,28 @@ mod tests {
         assert!(upper.is_some());
     }
 
+    /// As it is copied from there, with what iPXE writes in the place of its settings: nothing where they are empty.
+    #[test]
+    fn the_url_that_the_docs_give_to_another_dhcp_server_leads_to_a_script_with_or_without_a_uuid() {
+        let page = include_str!("../../../../docs/network.md");
+        let (_, rest) = page.split_once("`http://EDGE:8080").unwrap();
+        let (documented, _) = rest.split_once('`').unwrap();
+        for has in [Some("4c4c4544-0035-4b10-8032-cac04f583933"), None] {
+            let path = documented
+                .replace("NAMESPACE", "metal")
+                .replace("SEGMENT", "rack")
+                .replace("${netX/mac:hexraw}", "525400123456")
+                .replace("${uuid}", has.unwrap_or_default());
+            let expected = Route::Script {
+                segment: SegmentKey::new("metal", "rack").unwrap(),
+                mac: Mac([0x52, 0x54, 0, 0x12, 0x34, 0x56]),
+                uuid: has.map(str::to_owned),
+                pass: None,
+            };
+            assert_eq!(Route::parse(&path), Some(expected), "{path}");
+        }
+    }
+
     /// Paths that once were, or might be, taken for more than they are.
     const CORPUS: &[&str] = &[
         "",
@@ -281,7 +304,8 @@ mod tests {
         "/ipxe/a/b/525400123456/-/asD_7gABAgMEBQYHCAkKCwwNDg8QERI=",
         "/ipxe/a/b/525400123456/-/asD_7gABAgMEBQYHCAkKCwwNDg8QERIT/",
         "/ipxe/a/b/525400123456/-/asD/7gABAgMEBQYHCAkKCwwNDg8QERIT",
-        "/ipxe/a/b/525400123456/",
+        "/ipxe/a/b/525400123456//",
+        "/ipxe/a/b/525400123456//asD_7gABAgMEBQYHCAkKCwwNDg8QERIT",
         "/ipxe/a/b/52:54:00:12:34:56/-/asD_7gABAgMEBQYHCAkKCwwNDg8QERIT",
         "/ipxe/a/b/000000000000/-/asD_7gABAgMEBQYHCAkKCwwNDg8QERIT",
         "/ipxe/a/b/ffffffffffff/-/asD_7gABAgMEBQYHCAkKCwwNDg8QERIT",
@@ -326,7 +350,9 @@ mod tests {
             path in "/(ipxe|boot)(/[a-f0-9.\\-]{1,36}|/\\PC{0,8}){2,6}(/-)?(/[A-Za-z0-9_-]{32})?(/vmlinuz|/initramfs)?",
         ) {
             if let Some(route) = Route::parse(&path) {
-                prop_assert_eq!(route.to_string(), path.clone());
+                // An empty UUID is one that is not there.
+                let own = if path.ends_with('/') { format!("{path}-") } else { path.clone() };
+                prop_assert_eq!(route.to_string(), own);
                 prop_assert!(path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/.-_".contains(&byte)));
             }
         }

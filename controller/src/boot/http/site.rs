@@ -22,7 +22,7 @@ use crate::{
     boot::{
         config,
         files::{Files, Ramdisk},
-        ipxe::{self, Parameter},
+        ipxe,
         lookup::Known,
         pass::{Maker, Pass, PassKey, Refused},
         policy::Verdict,
@@ -162,7 +162,7 @@ impl Site {
                         segment: segment.clone(),
                         mac,
                     };
-                    ipxe::ramdisk(server, &boot, &parameters(net))
+                    ipxe::ramdisk(server, &boot, &net.kernel_parameters)
                 }
                 None => {
                     if let Some(left_out) = self.said.say(from, "no ramdisk") {
@@ -197,7 +197,7 @@ impl Site {
 
     fn uki(&self, boot: &Boot, from: IpAddr, now: i64) -> Result<Response, Refusal> {
         let (net, (ramdisk, initrd)) = self.initrd(boot, from, now)?;
-        let line = ipxe::command_line(&parameters(&net));
+        let line = ipxe::command_line(&net.kernel_parameters);
         let image = uki::image(&ramdisk, &line, &initrd).map_err(|error| {
             if let Some(left_out) = self.said.say(from, "no UKI") {
                 let release = &ramdisk.name;
@@ -291,14 +291,6 @@ impl Site {
         }
         Ok(known.verdict(&segment))
     }
-}
-
-/// The Segment's kernel parameters; those that are none were reported with the Segment.
-fn parameters(net: &Net) -> Vec<Parameter> {
-    net.kernel_parameters
-        .iter()
-        .filter_map(|text| Parameter::new(text))
-        .collect()
 }
 
 fn step(what: &'static str, whose: Option<(&SegmentKey, Mac)>) -> Step {

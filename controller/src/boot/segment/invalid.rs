@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use super::{MAX_ADDRESSES, MAX_KEY, Subnet};
+use super::{MAX_ADDRESSES, MAX_KEY, MAX_PARAMETERS, Subnet};
 use crate::segments::{CONFLICT, INVALID, NO_ADDRESS, NO_INTERFACE};
 
 /// Why a Segment is not served. The text is for the person who wrote it.
@@ -133,6 +133,14 @@ pub enum Invalid {
     KernelParameter {
         /// As written.
         written: String,
+    },
+    /// The kernel would cut off the last ones.
+    #[error(
+        "kernelParameters are {length} characters long with a space before each; the kernel's command line has room for {MAX_PARAMETERS}"
+    )]
+    KernelParameters {
+        /// Characters of all.
+        length: usize,
     },
     /// More entries than the list may have.
     #[error("{field} has {count} entries; at most {max} are allowed")]

@@ -181,11 +181,28 @@ fn every_rule_says_what_is_wrong() {
             "`a b` is refused",
         ),
         (|s| s.kernel_parameters = vec!["${x}".to_owned()], "is refused"),
+        (
+            |s| s.kernel_parameters = vec!["a".repeat(128); 16],
+            "kernelParameters are 2064 characters long",
+        ),
     ];
     for (change, expected) in table {
         let error = checked(change).unwrap_err();
         assert!(error.contains(expected), "{error:?} does not say {expected:?}");
     }
+}
+
+#[test]
+fn kernel_parameters_may_be_as_long_as_the_kernel_takes_and_no_longer() {
+    let with = |last: usize| {
+        checked(|spec| {
+            spec.kernel_parameters = vec!["a".repeat(128); 15];
+            spec.kernel_parameters.push("b".repeat(last));
+        })
+    };
+    let last = MAX_PARAMETERS - 15 * 129 - 1;
+    assert_eq!(with(last).unwrap().kernel_parameters.len(), 16);
+    assert!(with(last + 1).unwrap_err().contains("has room for"));
 }
 
 #[test]

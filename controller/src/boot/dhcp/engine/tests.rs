@@ -109,6 +109,19 @@ fn a_machine_that_boots_its_own_disk_takes_the_address_of_its_system() {
 }
 
 #[test]
+fn the_log_says_why_ipxe_is_to_load_ipxe() {
+    let mut world = World::new(DhcpMode::Server);
+    let rom = request("ipxe-rom-bios-no-http-discover");
+    let step = world.settled(&rom, RAMDISK);
+    let said = describe(&rom, &step);
+    assert!(
+        said.starts_with("iPXE without HTTP or the kernel's format: 10.77.0."),
+        "{said}"
+    );
+    assert!(said.ends_with(" and undionly.kpxe"), "{said}");
+}
+
+#[test]
 fn the_offer_of_another_server_is_left_to_it() {
     let mut world = World::new(DhcpMode::Server);
     let other = Request {

@@ -13,6 +13,7 @@ const UUID: &str = "4c4c4544-0035-4b10-8032-cac04f583933";
 fn what_firmware_says_of_itself_is_read() {
     let ipxe = request("ipxe-rom-bios-discover");
     assert!(ipxe.ipxe);
+    assert_eq!(ipxe.features, [0x11, 0x13, 0x15, 0x17, 0x18, 0x19, 0x21, 0x22]);
     assert_eq!(ipxe.architectures, [0]);
     assert_eq!(ipxe.max_size, Some(1472));
     assert_eq!(ipxe.mac.to_string(), "52:54:00:12:34:56");
@@ -20,6 +21,7 @@ fn what_firmware_says_of_itself_is_read() {
 
     let ovmf = request("ovmf-pxe-discover");
     assert!(!ovmf.ipxe);
+    assert_eq!(ovmf.features, [0_u8; 0]);
     assert_eq!(ovmf.architectures, [7]);
     assert_eq!(ovmf.uuid().as_deref(), Some(UUID));
 
@@ -78,6 +80,15 @@ fn gpxe_is_not_ipxe_and_gets_what_firmware_gets() {
     assert!(with(&[175, 1, 0]));
     assert!(!with(&[175, 1, 0, 77, 4, b'g', b'P', b'X', b'E']));
     assert!(with(&[175, 1, 0, 77, 3, b'l', b'a', b'b']));
+}
+
+#[test]
+fn features_that_cannot_be_read_are_as_good_as_none() {
+    assert_eq!(
+        features(&[0x13, 1, 1, 0, 0xb0, 1, 1, 0x0f, 1, 1, 0x80, 1, 1, 255, 0x15]),
+        [0x13]
+    );
+    assert_eq!(features(&[0x13, 1, 1, 0x15, 2, 1]), [0_u8; 0]);
 }
 
 #[test]
