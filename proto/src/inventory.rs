@@ -272,7 +272,8 @@ pub struct Disk {
 #[serde(rename_all = "camelCase", default)]
 #[cfg_attr(feature = "kinds", derive(schemars::JsonSchema))]
 pub struct Nic {
-    /// Kernel name, such as `eth0`.
+    /// The name that systemd's udev would give it, such as `enp1s0`, by which templates and installed systems know it; where that is not
+    /// certain the kernel's, such as `eth0`.
     pub name: String,
     /// Permanent MAC address (`ETHTOOL_GPERMADDR`), else the current one; none for an interface without an Ethernet address.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -91,6 +91,8 @@ async fn unknown_machine_appears_with_its_hardware() {
     assert_eq!(disk("VIRT0001").size_bytes, Some(10 * GIB));
     assert_eq!(found.nics.len(), 1);
     assert_eq!(found.nics[0].pxe, Some(true));
+    // As udev names it, by its slot or its place; the kernel calls it `eth0`.
+    assert!(found.nics[0].name.as_ref().unwrap().starts_with("en"));
     assert!(found.nics[0].ip.as_ref().unwrap().starts_with("10.77.0.1"));
     assert_eq!(found.nics[0].model.as_deref(), Some("0x1af4 0x1000"));
     let cpu = found.cpu.as_ref().unwrap();

@@ -1,3 +1,5 @@
+mod names;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
@@ -63,10 +65,10 @@ pub(super) fn collect(
     };
 
     let mut out = Nics::default();
-    for name in names {
+    for name in &names {
         let (own_root, own_name, of) = (root.clone(), name.clone(), Arc::clone(links));
-        let addresses = addresses.remove(&name).unwrap_or_default();
-        let (nic, identifies) = match patience.wait(device(root.sys("class/net").join(&name)), move || {
+        let addresses = addresses.remove(name).unwrap_or_default();
+        let (nic, identifies) = match patience.wait(device(root.sys("class/net").join(name)), move || {
             read(&own_root, &*of, &own_name, addresses)
         }) {
             Some((nic, identifies, said)) => {
@@ -74,11 +76,11 @@ pub(super) fn collect(
                 (nic, identifies)
             }
             None => {
-                warnings.on("nics", &name).say("its driver does not answer");
-                let mac = address(root, None, &name, patience);
+                warnings.on("nics", name).say("its driver does not answer");
+                let mac = address(root, None, name, patience);
                 let nic = Nic {
                     mac: mac.map(|(mac, _)| mac),
-                    name,
+                    name: name.clone(),
                     ..Nic::default()
                 };
                 (nic, mac.is_some_and(|(_, identifies)| identifies))
@@ -87,6 +89,7 @@ pub(super) fn collect(
         out.identifying.extend(nic.mac.filter(|_| identifies));
         out.nics.push(nic);
     }
+    names::tell_apart(&mut out.nics, names);
     warn_of_shared_addresses(&out.nics, warnings);
     out
 }
@@ -94,14 +97,19 @@ pub(super) fn collect(
 /// One interface, whether its address tells this machine from others, and what there is to say of it.
 fn read(root: &Root, links: &dyn Links, name: &str, addresses: Vec<String>) -> (Nic, bool, Warnings) {
     let mut warnings = Warnings::default();
+    let path = root.sys("class/net").join(name);
+    let parents = root.ancestors(&path.join("device"));
+    let predictable = names::predictable(root, &path, parents.as_deref().unwrap_or_default());
+    let shown = predictable.unwrap_or_else(|| name.to_owned());
     let mut reading = Reading {
-        root,
         links,
         name,
-        path: root.sys("class/net").join(name),
-        subject: warnings.on("nics", name),
+        shown: &shown,
+        path,
+        subject: warnings.on("nics", &shown),
     };
-    let (nic, identifies) = reading.nic(addresses);
+    let parents = reading.subject.or_default(parents);
+    let (nic, identifies) = reading.nic(&parents, addresses);
     (nic, identifies, warnings)
 }
 
@@ -169,23 +177,23 @@ fn warn_of_shared_addresses(nics: &[Nic], warnings: &mut Warnings) {
 
 /// One interface being read.
 struct Reading<'a> {
-    root: &'a Root,
     links: &'a dyn Links,
+    /// As the kernel calls it.
     name: &'a str,
+    /// As the inventory does.
+    shown: &'a str,
     path: PathBuf,
     subject: Subject<'a>,
 }
 
 impl Reading<'_> {
     /// The interface, and whether its address tells this machine from others.
-    fn nic(&mut self, mut addresses: Vec<String>) -> (Nic, bool) {
+    fn nic(&mut self, parents: &[PathBuf], mut addresses: Vec<String>) -> (Nic, bool) {
         let ethernet = self.number("type").is_none_or(|kind| kind == ETHERNET);
         let permanent = self.subject.or_default(self.links.permanent_mac(self.name));
         let current: Option<Mac> = self.text("address").parse().ok();
         let mac = permanent.or(current).filter(|_| ethernet);
 
-        let parents = self.root.ancestors(&self.path.join("device"));
-        let parents = self.subject.or_default(parents);
         let behind_usb = parents.iter().any(|parent| is_usb(base(parent)));
         let identifies = mac.is_some_and(|mac| {
             tells_apart(mac, permanent.is_some(), behind_usb, || {
@@ -202,7 +210,7 @@ impl Reading<'_> {
         let driver = sys::link_name(&self.path.join("device/driver")).unwrap_or(info.driver);
         addresses.truncate(MAX_ADDRESSES);
         let nic = Nic {
-            name: self.name.to_owned(),
+            name: self.shown.to_owned(),
             mac,
             speed_mbps: self.speed(),
             carrier: self.flag("carrier"),

@@ -128,7 +128,7 @@ fn a_card_is_described_by_sysfs_and_the_kernel_together() {
     assert_eq!(
         found.nics,
         [Nic {
-            name: "eth0".to_owned(),
+            name: "enp0s3".to_owned(),
             mac: Some(mac("3c:fd:fe:00:00:01")),
             speed_mbps: 25000,
             carrier: true,
@@ -163,6 +163,161 @@ fn a_virtio_card_has_the_ids_of_its_pci_slot() {
     );
     assert_eq!((nic.driver.as_str(), nic.firmware.as_str()), ("from-ethtool", ""));
     assert_eq!(nic.wake_on_lan, Some(false));
+}
+
+/// What the interfaces of `tree` are called.
+fn names(tree: &Tree) -> Vec<String> {
+    let (found, warnings) = read(tree, &FakeLinks::default());
+    assert_eq!(warnings, []);
+    found.nics.into_iter().map(|nic| nic.name).collect()
+}
+
+/// A tree whose only card is at `device`, called `eth0` by the kernel.
+fn one_at(device: &str) -> Tree {
+    with_nic(Tree::new(), "eth0", device, "52:54:00:12:34:56")
+}
+
+/// Files below a device, and what they say.
+type Files = &'static [(&'static str, &'static str)];
+
+const PORT: &str = "pci0000:00/0000:00:1c.0";
+
+/// The start of the configuration space of a device with several functions.
+const SEVERAL: &[u8; 15] = b"\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x80";
+
+#[test]
+fn a_card_has_the_name_that_udev_gives_it() {
+    // Below the device's parent: the device, the files that say more of it and of its interface, and the name.
+    let cases: &[(&str, Files, &str)] = &[
+        ("0000:01:00.0", &[], "enp1s0"),
+        ("0000:3b:0a.1", &[], "enp59s10f1"),
+        ("0001:01:00.0", &[], "enP1p1s0"),
+        ("0000:01:00.0/virtio2", &[], "enp1s0"),
+        ("0000:01:01.2", &[("ari_enabled", "1")], "enp1s1f10"),
+        ("0000:01:00.0", &[("net/eth0/dev_port", "1")], "enp1s0d1"),
+        ("0000:01:00.0", &[("net/eth0/dev_port", "0")], "enp1s0"),
+        (
+            "0000:01:00.0",
+            &[("net/eth0/phys_port_name", "p0"), ("net/eth0/dev_port", "1")],
+            "enp1s0np0",
+        ),
+        ("0000:01:00.0", &[("net/eth0/type", "32")], "ibp1s0"),
+        ("0000:01:00.1", &[("acpi_index", "1"), ("index", "7")], "eno1"),
+        ("0000:01:00.1", &[("index", "7")], "eno7"),
+        (
+            "0000:01:00.0",
+            &[("index", "7"), ("net/eth0/dev_port", "2")],
+            "eno7d2",
+        ),
+        // What VMware says of every card.
+        ("0000:01:00.0", &[("acpi_index", "16777215")], "enp1s0"),
+        // The place alone would be too long.
+        ("10000:e1:00.1", &[("index", "3")], "eno3"),
+    ];
+    for (device, files, name) in cases {
+        let device = format!("{PORT}/{device}");
+        let mut tree = one_at(&device);
+        for (file, content) in *files {
+            tree = tree.file(&format!("sys/devices/{device}/{file}"), format!("{content}\n"));
+        }
+        assert_eq!(names(&tree), [*name], "{device} {files:?}");
+    }
+}
+
+#[test]
+fn the_functions_of_a_card_are_numbered_also_the_first_and_also_in_a_slot() {
+    let mut tree = Tree::new();
+    for number in 0..2 {
+        let device = format!("{PORT}/0000:01:00.{number}");
+        tree = with_nic(
+            tree,
+            &format!("eth{number}"),
+            &device,
+            &format!("52:54:00:12:34:5{number}"),
+        )
+        .file(&format!("sys/devices/{device}/config"), SEVERAL);
+    }
+    assert_eq!(names(&tree), ["enp1s0f0", "enp1s0f1"]);
+    let tree = tree.file("sys/bus/pci/slots/4/address", "0000:01:00\n");
+    assert_eq!(names(&tree), ["ens4f0", "ens4f1"]);
+}
+
+#[test]
+fn a_card_is_named_after_its_slot_but_not_after_that_of_a_bridge_which_may_hold_others() {
+    let device = format!("{PORT}/0000:01:00.0");
+    for (slot, address, name) in [
+        ("4", "0000:01:00", "ens4"),
+        ("4", "0000:00:1c", "ens4"),
+        ("4", "0000:02:00", "enp1s0"),
+        ("4", "", "enp1s0"),
+        ("0", "0000:01:00", "enp1s0"),
+        ("4-1", "0000:01:00", "enp1s0"),
+    ] {
+        let slot = format!("sys/bus/pci/slots/{slot}/address");
+        let tree = one_at(&device).file(&slot, format!("{address}\n"));
+        assert_eq!(names(&tree), [name], "{slot} {address}");
+    }
+    let behind = one_at(&device)
+        .file("sys/bus/pci/slots/4/address", "0000:00:1c\n")
+        .file(&format!("sys/devices/{PORT}/class"), "0x060400\n");
+    assert_eq!(names(&behind), ["enp1s0"]);
+    let behind = behind.file(&format!("sys/devices/{device}/config"), SEVERAL);
+    assert_eq!(names(&behind), ["ens4f0"]);
+}
+
+#[test]
+fn a_card_of_which_nobody_knows_what_udev_would_call_it_keeps_the_kernels_name() {
+    let device = format!("{PORT}/0000:01:00.0");
+    let cases: &[(&str, Files)] = &[
+        ("PPP", &[("net/eth0/type", "512")]),
+        (
+            "named for good by the kernel",
+            &[("net/eth0/name_assign_type", "2")],
+        ),
+        ("named by somebody", &[("net/eth0/name_assign_type", "4")]),
+        (
+            "on top of another",
+            &[("net/eth0/iflink", "2"), ("net/eth0/ifindex", "3")],
+        ),
+        ("wireless", &[("net/eth0/phy80211/index", "0")]),
+        ("a virtual function", &[("physfn/vendor", "0x8086")]),
+        ("too long", &[("net/eth0/phys_port_name", "p0123456789")]),
+        ("no name", &[("net/eth0/phys_port_name", "a/b")]),
+    ];
+    for (what, files) in cases {
+        let mut tree = one_at(&device);
+        for (file, content) in *files {
+            tree = tree.file(&format!("sys/devices/{device}/{file}"), format!("{content}\n"));
+        }
+        assert_eq!(names(&tree), ["eth0"], "{what}");
+    }
+    let usual = [("name_assign_type", "1"), ("iflink", "2"), ("ifindex", "2")];
+    let usual = usual.into_iter().fold(one_at(&device), |tree, (file, content)| {
+        tree.file(&format!("sys/devices/{device}/net/eth0/{file}"), content)
+    });
+    assert_eq!(names(&usual), ["enp1s0"]);
+    for bus in ["0000:00:14.0/usb1/1-14/1-14:1.0", "VMBUS:00/f8615163"] {
+        assert_eq!(names(&one_at(&format!("pci0000:00/{bus}"))), ["eth0"], "{bus}");
+    }
+}
+
+#[test]
+fn cards_that_udev_would_give_one_name_keep_the_kernels() {
+    let mut tree = Tree::new();
+    for number in 0..3 {
+        let device = format!("{PORT}/0000:0{number}:00.0");
+        tree = with_nic(
+            tree,
+            &format!("eth{number}"),
+            &device,
+            &format!("52:54:00:12:34:5{number}"),
+        )
+        .file(
+            &format!("sys/devices/{device}/index"),
+            format!("{}\n", number / 2),
+        );
+    }
+    assert_eq!(names(&tree), ["eth0", "eth1", "eno1"]);
 }
 
 #[test]
@@ -219,7 +374,7 @@ fn one_address_on_two_cards_is_said_and_counted_once() {
         .filter(|warning| warning.subject == "52:54:00:12:34:56")
         .map(|warning| warning.message.as_str())
         .collect();
-    assert_eq!(texts, ["several interfaces have this address: eth0 and eth1"]);
+    assert_eq!(texts, ["several interfaces have this address: enp0s3 and enp0s4"]);
 }
 
 #[test]
