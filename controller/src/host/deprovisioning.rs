@@ -346,7 +346,7 @@ fn uncleaned(draft: &mut Draft<'_>, why: &str) {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Residue {
     Nothing,
-    /// What disks hold that cannot be told from each other, were put in, belong to a firmware RAID, or are not seen.
+    /// What disks hold that cannot be told from each other, were put in, or are not seen.
     SomeDisks,
     /// Of a cleaning that was broken off nobody knows how far it went.
     Part,

@@ -62,10 +62,10 @@ pub(super) fn choose<'a>(hints: Option<&RootDeviceHints>, disks: &'a [Disk]) -> 
         return disks
             .iter()
             .filter(|disk| disk.size_bytes >= LEAST && is_writable(disk) && !is_path(&paths, disk))
-            .filter(|disk| !matches!(Seat::of(disk), Seat::Plug | Seat::Member))
+            .filter(|disk| Seat::of(disk) != Seat::Plug && disk.firmware_raid.is_empty())
             .min_by_key(|disk| (Seat::of(disk), disk.size_bytes))
             .ok_or_else(|| {
-                let members = members(disks, None).map(|members| format!("; {members}"));
+                let members = members(disks).map(|members| format!("; {members}"));
                 format!(
                     "none of the {} disks can be chosen without hints (at least 4 GiB; not removable, USB, SD card, read-only, zoned, part of a \
                      firmware RAID or one of several paths): set spec.rootDeviceHints{}",
@@ -84,7 +84,8 @@ pub(super) fn choose<'a>(hints: Option<&RootDeviceHints>, disks: &'a [Disk]) -> 
     })?;
     // As the agent has it, which would refuse any other. Of those that the hints do not tell apart, the machine's own come first.
     let writable = meant.filter(|disk| is_writable(disk));
-    writable.min_by_key(|disk| Seat::of(disk)).ok_or_else(|| {
+    let first_choice = |disk: &&Disk| (!disk.firmware_raid.is_empty(), Seat::of(disk));
+    writable.min_by_key(first_choice).ok_or_else(|| {
         let what = match first {
             Disk { read_only: true, .. } => "read-only",
             Disk { zoned: true, .. } => ZONED,
@@ -153,14 +154,11 @@ enum Seat {
     Network,
     /// Where somebody may have put it in.
     Plug,
-    /// In a volume of a firmware RAID, which nothing assembles here: whatever is done to one member breaks that.
-    Member,
 }
 
 impl Seat {
     fn of(disk: &Disk) -> Seat {
         match disk.transport {
-            _ if !disk.firmware_raid.is_empty() => Seat::Member,
             // Several machines can be cabled to an array.
             Transport::Sas if disk.asymmetric_access => Seat::Network,
             Transport::Iscsi | Transport::Fc => Seat::Network,
@@ -214,8 +212,7 @@ pub(super) fn left_out(disks: &[Disk], root: Option<&Disk>) -> Vec<String> {
         _ if root == Some(disk) => None,
         (Seat::Plug, _) => Some(format!("{} is a USB disk or SD card", disk.name)),
         (Seat::Built, Err(why)) => Some(format!("{} has {why}", disk.name)),
-        // Of members all is told together.
-        (Seat::Network | Seat::Member, _) | (Seat::Built, Ok(())) => None,
+        (Seat::Network, _) | (Seat::Built, Ok(())) => None,
     };
     let cannot = |disk: &Disk| match disk {
         Disk { zoned: true, .. } => Some(format!("{} is {ZONED}", disk.name)),
@@ -230,16 +227,14 @@ pub(super) fn left_out(disks: &[Disk], root: Option<&Disk>) -> Vec<String> {
     let hold = disks.iter().filter(|disk| disk.size_bytes > 0);
     let (clearable, others): (Vec<_>, Vec<_>) = hold.partition(|disk| is_writable(disk));
     let clearable = clearable.into_iter().filter_map(why);
-    let left = clearable.chain(others.into_iter().filter_map(cannot));
-    left.chain(members(disks, root)).collect()
+    clearable.chain(others.into_iter().filter_map(cannot)).collect()
 }
 
-/// The members of firmware RAIDs among `disks`, without `root`, and what is to be done about them, for people; none: there are none.
-fn members(disks: &[Disk], root: Option<&Disk>) -> Option<String> {
-    let members = disks
+/// The members of firmware RAIDs among `disks`, and what is to be done about them, for people; none: there are none.
+fn members(disks: &[Disk]) -> Option<String> {
+    let names: Vec<String> = disks
         .iter()
-        .filter(|disk| Seat::of(disk) == Seat::Member && root != Some(*disk));
-    let names: Vec<String> = members
+        .filter(|disk| !disk.firmware_raid.is_empty())
         .map(|disk| format!("{} ({})", disk.name, disk.firmware_raid))
         .collect();
     (!names.is_empty()).then(|| {

@@ -29,12 +29,8 @@ use crate::hosts::{self, declared_mac};
 use crate::time::{is_ahead, whole_seconds};
 
 use hindrance::unlikely;
-<<<<<<< ours
 pub(super) use presence::{Presence, has_left, here, is_on};
-=======
-pub(super) use presence::{has_left, here, is_on};
 use starting::{pause_after, start, start_again};
->>>>>>> theirs
 
 /// How long a machine may take from its boot to its ramdisk's first word. Servers with much memory and many option ROMs need
 /// several minutes for their firmware alone.

@@ -84,7 +84,7 @@ pub const REASONS: &[Reason] = &[
     ),
     ours(
         "DisksLeft",
-        "some disks are not cleaned: they cannot be told apart from others, belong to a firmware RAID, or may have been left in the machine by somebody; the message names them",
+        "some disks are not cleaned: they cannot be told apart from others, or somebody may have left them in the machine; the message names them",
     ),
     ours(
         "NotCleaned",

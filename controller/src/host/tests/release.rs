@@ -654,11 +654,11 @@ fn why_no_disk_may_be_cleared_is_said() {
     let mut world = at(State::Deprovisioning);
     world.change_inventory(|inventory| {
         for disk in &mut inventory.disks {
-            disk.firmware_raid = "DDF".to_owned();
+            disk.transport = Transport::Usb;
         }
     });
     let message = told(&mut world, "NotCleaned");
-    let why = "the ramdisk found no disk that may be cleared: part of a firmware RAID";
+    let why = "the ramdisk found no disk that may be cleared: /dev/";
     assert!(message.contains(why), "{message}");
 }
 
