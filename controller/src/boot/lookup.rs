@@ -2,15 +2,17 @@
 
 use std::sync::Arc;
 
+use kube::{Resource, ResourceExt};
 use muster_proto::{
     Mac,
     identity::Identity,
-    kinds::{BareMetalHost, Segment, Server},
+    kinds::{APPROVE_ANNOTATION, BareMetalHost, INSPECT_ANNOTATION, Segment, Server},
     text::{is_same_uuid, swapped_uuid},
 };
 
-use super::policy::{Verdict, verdict, verdict_by_uuid};
+use super::policy::{SHARED_UUID, Verdict, is_idle, verdict, verdict_by_uuid};
 use crate::{
+    events::Event,
     host::{State, precedence},
     hosts::{declared_mac, made_for},
     machines::Signal,
@@ -32,27 +34,36 @@ pub struct Known {
     pub host: Option<Arc<BareMetalHost>>,
     /// Its Server has never had this MAC address.
     pub by_uuid_alone: bool,
+    /// Nor has its host.
+    pub is_nic_unseen: bool,
 }
 
 impl Known {
     /// The machine that boots with this MAC address or this SMBIOS UUID; any alias matches, a MAC address before a UUID, unless that one is
-    /// of another UUID: then the NIC came from there, or that machine only said that it has it.
+    /// of another UUID: then the NIC came from there, or that machine only said that it has it. Where several show the UUID and none the
+    /// MAC address, the UUID does not tell which one this is, and an idle one counts.
     pub fn of(world: &World, mac: Mac, uuid: Option<&str>) -> Known {
-        let by = |signal: Signal, test: &dyn Fn(&Identity) -> bool| {
+        let with = |signal: Signal, test: &dyn Fn(&Identity) -> bool| -> Vec<Arc<Server>> {
             let shows = |server: &Arc<Server>| {
                 let status = server.status.as_ref();
                 status.is_some_and(|status| test(&status.identity))
             };
             let candidates = world.machines.servers_with(&[signal]).into_iter();
-            candidates.filter_map(|path| world.server(&path)).find(shows)
+            let candidates = candidates.filter_map(|path| world.server(&path));
+            candidates.filter(shows).collect()
         };
-        let by_mac = by(Signal::Mac(mac), &|identity| identity.macs.contains(&mac));
+        let by_mac = with(Signal::Mac(mac), &|identity| identity.macs.contains(&mac));
+        let by_mac = by_mac.into_iter().next();
         let by_uuid_alone = by_mac.is_none();
+        let is_idle = |server: &Server| is_idle(server, world.host_of(server).as_deref());
         let by_uuid = |uuid: &str| {
             let exactly = |uuid: &str| {
-                by(Signal::Uuid(uuid.to_ascii_lowercase()), &|identity| {
+                let all = with(Signal::Uuid(uuid.to_ascii_lowercase()), &|identity| {
                     identity.system_uuid.as_deref() == Some(uuid)
-                })
+                });
+                // The first of them, by name.
+                all.into_iter()
+                    .min_by_key(|server| by_uuid_alone && !is_idle(server))
             };
             exactly(uuid).or_else(|| exactly(&swapped_uuid(uuid)?))
         };
@@ -109,8 +120,11 @@ impl Known {
             both.is_some_and(|(host, at)| Path::of(host) == Path::from(at))
         };
         let server = by_mac.filter(is_its).or(server);
+        let by_uuid_alone = by_uuid_alone && server.is_some();
+        let has_it = |host: &BareMetalHost| having.iter().any(|one| Path::of(&**one) == Path::of(host));
         Known {
-            by_uuid_alone: by_uuid_alone && server.is_some(),
+            by_uuid_alone,
+            is_nic_unseen: by_uuid_alone && !host.as_deref().is_some_and(has_it),
             server,
             host,
         }
@@ -119,11 +133,40 @@ impl Known {
     /// What it boots on `segment`.
     pub fn verdict(&self, segment: &Segment) -> Verdict {
         let (server, host) = (self.server.as_deref(), self.host.as_deref());
-        if self.by_uuid_alone {
-            verdict_by_uuid(segment, server, host)
-        } else {
-            verdict(segment, server, host)
+        if !self.by_uuid_alone {
+            return verdict(segment, server, host);
         }
+        match verdict_by_uuid(segment, server, host) {
+            // What holds for the machine with that Server need not hold for this one.
+            Verdict::Disk(_) if self.is_nic_unseen => Verdict::Disk(SHARED_UUID),
+            verdict => verdict,
+        }
+    }
+
+    /// What people are told of the machine with `mac` where `verdict` is that it boots its disk because of [`SHARED_UUID`]: it does not
+    /// enrol, so nothing else can tell of it.
+    pub fn shared_uuid(&self, mac: Mac, verdict: Verdict) -> Option<Event> {
+        let is_shared = verdict == Verdict::Disk(SHARED_UUID);
+        let server = self.server.as_deref().filter(|_| is_shared)?;
+        let of_its_own = match self.host.as_deref() {
+            Some(host) => format!(
+                "annotate its host {} with {INSPECT_ANNOTATION} once that is neither in use nor paused",
+                Path::of(host)
+            ),
+            None => format!("annotate the Server with {APPROVE_ANNOTATION}"),
+        };
+        Some(Event {
+            about: server.object_ref(&()),
+            related: None,
+            warning: true,
+            reason: "SharedUuid",
+            message: format!(
+                "a machine that boots with MAC address {mac} is left to its own disk: it has the UUID of Server {}, but a NIC that nobody \
+                 has seen; next: if it is another machine with the same UUID, declare a BareMetalHost with bootMACAddress {mac}; if the \
+                 machine of this Server was given a new NIC, {of_its_own}",
+                server.name_any()
+            ),
+        })
     }
 }
 

@@ -18,7 +18,7 @@
 //!
 //! A machine that is known by its UUID alone, with a NIC that nobody has seen, had that NIC replaced or is another one: vendors ship
 //! one UUID on many boards. Where it would boot its disk and no user's data is at stake, it is treated as one that nobody has
-//! described, once: then its NIC is known.
+//! described, once: then its NIC is known. Elsewhere it boots its disk, and people are told ([`SHARED_UUID`]).
 //!
 //! No table line powers anything off, and none but the operator's lets a machine with a user's data into the ramdisk. A job alone is not
 //! enough: one on a Server that was restored from a backup may have been done long ago.
@@ -34,6 +34,9 @@ use crate::{
 
 #[cfg(test)]
 mod tests;
+
+/// Why a machine boots its disk that has the UUID of a Server which is not idle, and a NIC that neither that nor its host ever had.
+pub const SHARED_UUID: &str = "it has the UUID of a known machine and a NIC that nobody has seen: an Event on the Server of that UUID says what to do";
 
 /// What a machine is to boot, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,14 +99,18 @@ pub fn verdict(segment: &Segment, server: Option<&Server>, host: Option<&BareMet
 
 /// The verdict on a machine with a NIC that nobody has seen and the UUID of the one that `server` and `host` speak of.
 pub fn verdict_by_uuid(segment: &Segment, server: Option<&Server>, host: Option<&BareMetalHost>) -> Verdict {
-    let known = verdict(segment, server, host);
-    let idle = host.is_none_or(|host| is_free(host) && is_linked(host, server) && !is_paused(host));
-    match known {
-        Verdict::Disk(_) | Verdict::Silence(_) if idle && !server.is_some_and(is_dismissed) => {
+    match verdict(segment, server, host) {
+        Verdict::Disk(_) | Verdict::Silence(_) if server.is_some_and(|server| is_idle(server, host)) => {
             verdict(segment, None, None)
         }
         known => known,
     }
+}
+
+/// True if nobody uses the machine of `server`, as far as that and its host show, and nobody sent it away: a look at it risks nothing.
+pub fn is_idle(server: &Server, host: Option<&BareMetalHost>) -> bool {
+    let is_idle = |host| is_free(host) && is_linked(host, Some(server)) && !is_paused(host);
+    host.is_none_or(is_idle) && !is_dismissed(server)
 }
 
 /// True for a host in whose life an inspection has a place. The spec counts beside the state, because an object that was

@@ -64,6 +64,7 @@ pub(super) fn start(parts: &mut Parts<'_>) -> Result<(), RunError> {
         files,
         secrets,
         anew: Anew::through(parts.client.clone()),
+        events: events.clone(),
         said: Refusals::default(),
     };
     let http = http::Server {

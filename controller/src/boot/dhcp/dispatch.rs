@@ -13,6 +13,7 @@ use muster_proto::{Mac, kinds::Segment};
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::{
+    answerers::{self, Finding},
     door::Entrance,
     engine::{self, Step},
     frames::Frames,
@@ -42,8 +43,8 @@ mod tests;
 
 /// The most probes under way at one time; a request beyond them is answered without one.
 const MAX_PROBES: usize = 64;
-/// The most addresses that are probed for one request.
-const PROBES_PER_REQUEST: usize = 8;
+/// The most addresses that are probed for one request: as many as show who answers for every one.
+const PROBES_PER_REQUEST: usize = answerers::MANY;
 /// How long it takes an edge that has begun to read the keys, if they are there: until then it has nothing to tell of them.
 const READS_KEYS: Duration = Duration::from_secs(30);
 
@@ -285,16 +286,19 @@ impl Dispatch {
     /// server, if the sender comes by one and there are the files for that.
     fn verdict(&self, request: &Request, segment: &Segment, has_files: bool) -> Verdict {
         let known = Known::of(&self.world, request.mac, request.uuid().as_deref());
-        let verdict = known.verdict(segment);
         let loads_script = matches!(Client::of(request), Client::Firmware | Client::Ipxe);
         let can_ask = loads_script && has_files && decide::unfit(request).is_none();
         let is_old = || known.host.is_some() && self.world.stale().is_some();
-        match verdict {
+        let verdict = match known.verdict(segment) {
             Verdict::Disk(_) if can_ask && is_old() => {
                 Verdict::Ramdisk("the cached copy of its host is stale: its boot script decides")
             }
             verdict => verdict,
+        };
+        if let Some(event) = known.shared_uuid(request.mac, verdict) {
+            self.events.record(event);
         }
+        verdict
     }
 
     /// Fresh ones for every packet: only the one in the URL that the firmware really loads becomes a token.
@@ -356,13 +360,22 @@ impl Dispatch {
                     return self.unprobed(request, address, port, active);
                 }
             };
-            if let Some(stranger) = answer.filter(|answer| *answer != request.mac) {
-                self.counted(key, |metrics| {
-                    metrics.conflicts.get_or_create(&BySegment::of(key)).inc();
-                });
-                tracing::warn!(segment = key, %address, %stranger, "an address of the ranges is in use");
+            let found = active.leases().probed(request.mac, address, answer, self.now());
+            match found {
+                Finding::Free => {}
+                Finding::Taken(stranger) => {
+                    self.counted(key, |metrics| {
+                        metrics.conflicts.get_or_create(&BySegment::of(key)).inc();
+                    });
+                    tracing::warn!(segment = key, %address, %stranger, "an address of the ranges is in use");
+                }
+                Finding::Unknown { by, is_news } => {
+                    self.count_unprobed(key);
+                    if is_news {
+                        self.tell_proxy_arp(by, active);
+                    }
+                }
             }
-            active.leases().probed(request.mac, address, answer, self.now());
             match self.step(request, port, active) {
                 Step::Probe(next) => address = next,
                 step => return step,
@@ -372,12 +385,31 @@ impl Dispatch {
     }
 
     fn unprobed(&self, request: &Request, address: Ipv4Addr, port: u16, active: &Active) -> Step {
-        let key = &active.net.key;
+        self.count_unprobed(&active.net.key);
+        active.leases().probed(request.mac, address, None, self.now());
+        self.step(request, port, active)
+    }
+
+    fn count_unprobed(&self, key: &str) {
         self.counted(key, |metrics| {
             metrics.unprobed.get_or_create(&BySegment::of(key)).inc();
         });
-        active.leases().probed(request.mac, address, None, self.now());
-        self.step(request, port, active)
+    }
+
+    /// Tells of a device that is not believed from now on, whichever address it answers for.
+    fn tell_proxy_arp(&self, by: Mac, active: &Active) {
+        tracing::warn!(segment = active.net.key, mac = %by, "a device answers for every address of the ranges and is not believed");
+        self.events.record(Event {
+            about: active.reference(),
+            related: None,
+            warning: true,
+            reason: "ProxyArp",
+            message: format!(
+                "the device with MAC address {by} answers ARP for every address of the ranges (proxy ARP): its answers are ignored, so it \
+                 is not noticed here if an address is in use; next: switch proxy ARP off there for this network, and keep addresses that \
+                 others use out of the ranges"
+            ),
+        });
     }
 
     fn lock_probing(&self) -> MutexGuard<'_, HashSet<(String, Mac)>> {

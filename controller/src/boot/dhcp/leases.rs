@@ -12,6 +12,7 @@ use std::{
 
 use muster_proto::Mac;
 
+use super::answerers::{Answerers, Finding};
 use crate::boot::segment::{Net, Subnet};
 
 #[cfg(test)]
@@ -154,6 +155,7 @@ pub struct Leases {
     next_hint: u64,
     full_until: Duration,
     recycled: u64,
+    answerers: Answerers,
 }
 
 impl Leases {
@@ -169,6 +171,7 @@ impl Leases {
             next_hint: 0,
             full_until: Duration::ZERO,
             recycled: 0,
+            answerers: Answerers::default(),
         }
     }
 
@@ -247,12 +250,21 @@ impl Leases {
         }
     }
 
-    /// What a probe of `address` for `mac` brought: the MAC address that answered, or silence.
-    pub fn probed(&mut self, mac: Mac, address: Ipv4Addr, answer: Option<Mac>, now: Duration) {
-        match answer.filter(|answer| *answer != mac) {
-            None => self.slots.entry(address).or_default().verified = now + VERIFIED,
-            Some(stranger) => self.shun(mac, address, Some(stranger), now),
+    /// Takes in what a probe of `address` for `mac` brought, the MAC address that answered or silence; what it means.
+    pub fn probed(&mut self, mac: Mac, address: Ipv4Addr, answer: Option<Mac>, now: Duration) -> Finding {
+        let stranger = answer.filter(|answer| *answer != mac);
+        let finding = stranger.map_or(Finding::Free, |by| {
+            self.answerers.hear(by, address, QUARANTINE, now)
+        });
+        if let Finding::Unknown { by, is_news: true } = finding {
+            self.forgive(by);
         }
+        if let Finding::Taken(by) = finding {
+            self.shun(mac, address, Some(by), now);
+        } else {
+            self.slots.entry(address).or_default().verified = now + VERIFIED;
+        }
+        finding
     }
 
     /// A machine asks for a certain address.
@@ -460,6 +472,16 @@ impl Leases {
         slot.verified = Duration::ZERO;
         slot.shunned = now + QUARANTINE;
         slot.stranger = stranger;
+    }
+
+    /// What only `stranger` answered for is left alone no longer.
+    fn forgive(&mut self, stranger: Mac) {
+        for slot in self.slots.values_mut() {
+            if slot.stranger == Some(stranger) {
+                (slot.shunned, slot.stranger) = (Duration::ZERO, None);
+            }
+        }
+        self.full_until = Duration::ZERO;
     }
 
     fn drop_stale_offers(&mut self, now: Duration) {

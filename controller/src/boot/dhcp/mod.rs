@@ -7,10 +7,12 @@
 //!                                                                                            replies
 //! ```
 //!
-//! `wire` and `engine`, `leases`, `rogue`, and `boot::decide` are pure; `door` and `frames` hold the sockets; `dispatch` joins the two;
-//! `serve` is the loop that follows the Segments, and `doors` keeps open what they need. Leases live in memory: after a restart they are
-//! learnt again from the known Servers, from the clients' own claims, and by asking the network before an address is offered.
+//! `wire` and `engine`, `leases`, `answerers`, `rogue`, and `boot::decide` are pure; `door` and `frames` hold the sockets; `dispatch`
+//! joins the two; `serve` is the loop that follows the Segments, and `doors` keeps open what they need. Leases live in memory: after a
+//! restart they are learnt again from the known Servers, from the clients' own claims, and by asking the network before an address is
+//! offered.
 
+pub mod answerers;
 #[cfg(test)]
 pub(crate) mod corpus;
 mod dispatch;

@@ -8,6 +8,7 @@ use std::{
 
 use futures::FutureExt;
 use jiff::Timestamp;
+use kube::Resource;
 use muster_proto::{Mac, kinds::DhcpMode};
 use tokio::sync::watch;
 
@@ -29,6 +30,7 @@ use crate::{
         segment::{Net, Plan},
         uki,
     },
+    events::{Event, Events},
     log::Refusals,
     token::BootSecrets,
     world::World,
@@ -46,6 +48,8 @@ pub struct Site {
     pub secrets: watch::Receiver<Option<Arc<BootSecrets>>>,
     /// For hosts whose copy may be old.
     pub anew: Anew,
+    /// Tells people.
+    pub events: Events,
     /// What machines asked for and cannot have, though it is their due.
     pub(crate) said: Refusals,
 }
@@ -71,7 +75,7 @@ impl Answer for Site {
             }) => {
                 let uuid = uuid.as_deref();
                 let path = route::script_path(&segment, mac, uuid);
-                match self.admit(&path, pass.as_ref(), &segment, from, now) {
+                match self.admit(&path, pass.as_ref(), (&segment, mac), from, now) {
                     Ok(admitted) => {
                         let verdict = self.verdict(&segment, mac, uuid, from).await;
                         verdict
@@ -99,17 +103,18 @@ struct Admitted {
 }
 
 impl Site {
-    /// Lets pass who is on `segment` and was given this very URL by us. Without that, anybody there could ask for the token of any
-    /// machine.
+    /// Lets pass who was given this very URL by us, for the machine with `mac`, and is on `segment`. Without the former, anybody there
+    /// could ask for the token of any machine. A token says that the machine was served on that segment; it would say nothing if any other
+    /// network could fetch it.
     fn admit(
         &self,
         path: &str,
         pass: Option<&Pass>,
-        segment: &SegmentKey,
+        (segment, mac): (&SegmentKey, Mac),
         from: IpAddr,
         now: i64,
     ) -> Result<Admitted, Refusal> {
-        let net = self.net(segment, from)?;
+        let net = self.net(segment)?;
         let secrets = self.secrets.borrow().clone();
         let secrets = secrets.ok_or((Status::Unavailable, "enrolment is not ready yet"))?;
         let refusal = |refused| match refused {
@@ -134,7 +139,37 @@ impl Site {
             None if net.mode == DhcpMode::Off => {}
             None => return Err(refusal(Refused::Forged)),
         }
-        Ok(Admitted { net, secrets })
+        match from.to_canonical() {
+            IpAddr::V4(from) if net.subnet.contains(from) => Ok(Admitted { net, secrets }),
+            from => {
+                if pass.is_some() {
+                    self.tell_outside(&net, mac, from);
+                }
+                Err((
+                    Status::Forbidden,
+                    "this machine's address is not in the subnet of its Segment",
+                ))
+            }
+        }
+    }
+
+    /// Tells of a machine that was told to boot on `net` and cannot, because it comes from elsewhere.
+    fn tell_outside(&self, net: &Net, mac: Mac, from: IpAddr) {
+        let Some(segment) = self.world.segment_called(&net.key, &net.namespace) else {
+            return;
+        };
+        self.events.record(Event {
+            about: segment.object_ref(&()),
+            related: None,
+            warning: true,
+            reason: "OutsideSubnet",
+            message: format!(
+                "the machine with MAC address {mac} was told to boot here and asked for its boot files from {from}, which is not in \
+                 subnet {}: it gets none; next: let it have an address of that subnet, or with dhcp.mode proxy let spec.subnet contain \
+                 the addresses of all machines there; address translation (NAT) may not stand in between",
+                net.subnet
+            ),
+        });
     }
 
     fn script(
@@ -214,8 +249,13 @@ impl Site {
 
     /// The initrd of one boot: its configuration, the user's firmware, the ramdisk.
     fn initrd(&self, boot: &Boot, from: IpAddr, now: i64) -> Result<(Net, (Arc<Ramdisk>, Body)), Refusal> {
-        let Admitted { net, secrets } =
-            self.admit(&boot.path(), Some(&boot.pass), &boot.segment, from, now)?;
+        let Admitted { net, secrets } = self.admit(
+            &boot.path(),
+            Some(&boot.pass),
+            (&boot.segment, boot.mac),
+            from,
+            now,
+        )?;
         let ramdisk = self.ramdisk(&boot.release)?;
         let config = config::config(&net, boot.mac, &boot.pass, &secrets);
         let mut body = Body::of(config::archive(&config));
@@ -233,19 +273,15 @@ impl Site {
         ))
     }
 
-    /// The network of `segment`, if it is served here and `from` is on it. A token says that the machine was served on that
-    /// segment; it would say nothing if any other network could fetch it.
-    fn net(&self, segment: &SegmentKey, from: IpAddr) -> Result<Net, Refusal> {
+    /// The network of `segment`, if it is served here.
+    fn net(&self, segment: &SegmentKey) -> Result<Net, Refusal> {
         let plan = self.plan.borrow();
-        let Some(Ok(net)) = plan.get(&segment.to_string()) else {
-            return Err((
+        match plan.get(&segment.to_string()) {
+            Some(Ok(net)) => Ok(net.clone()),
+            _ => Err((
                 Status::NotFound,
                 "there is no such segment, or it is not served here",
-            ));
-        };
-        match from.to_canonical() {
-            IpAddr::V4(from) if net.subnet.contains(from) => Ok(net.clone()),
-            _ => Err((Status::Forbidden, "this is for machines on another segment")),
+            )),
         }
     }
 
@@ -289,7 +325,11 @@ impl Site {
         {
             known.host = self.anew.host(host, &stale, from).await;
         }
-        Ok(known.verdict(&segment))
+        let verdict = known.verdict(&segment);
+        if let Some(event) = known.shared_uuid(mac, verdict) {
+            self.events.record(event);
+        }
+        Ok(verdict)
     }
 }
 

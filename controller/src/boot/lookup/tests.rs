@@ -1,9 +1,6 @@
-use kube::{
-    ResourceExt,
-    runtime::{
-        reflector::{self, ObjectRef, store::Writer},
-        watcher,
-    },
+use kube::runtime::{
+    reflector::{self, ObjectRef, store::Writer},
+    watcher,
 };
 
 use super::*;
@@ -25,6 +22,95 @@ fn empty() -> (World, Writer<Server>, Writer<BareMetalHost>) {
         watches: Watches::default(),
     };
     (world, servers_writer, hosts_writer)
+}
+
+/// Adds a Server, and the host in this state that was discovered with it.
+fn add(
+    (world, servers, hosts): &mut (World, Writer<Server>, Writer<BareMetalHost>),
+    name: &str,
+    uuid: &str,
+    macs: &[&str],
+    state: &str,
+) {
+    let server: Server = serde_json::from_value(serde_json::json!({
+        "metadata": {"name": name, "namespace": "muster-system"},
+        "spec": {"host": {"namespace": "metal", "name": name, "uid": name}},
+        "status": {"identity": {"macs": macs, "systemUuid": uuid}},
+    }))
+    .unwrap();
+    let host: BareMetalHost = serde_json::from_value(serde_json::json!({
+        "metadata": {"name": name, "namespace": "metal", "uid": name,
+            "annotations": {"muster.dev/server": name}},
+        "spec": {"online": true, "bootMACAddress": macs[0]},
+        "status": {"errorMessage": "", "operationalStatus": "OK", "poweredOn": true,
+            "provisioning": {"ID": "", "state": state}},
+    }))
+    .unwrap();
+    world.machines.server(&server, false);
+    servers.apply_watcher_event(&watcher::Event::Apply(server));
+    world.machines.host(&host, false);
+    hosts.apply_watcher_event(&watcher::Event::Apply(host));
+}
+
+fn segment(unknown: &str) -> Segment {
+    let spec = serde_json::json!({"subnet": "192.0.2.0/24", "unknown": unknown});
+    Segment::new("lab", serde_json::from_value(spec).unwrap())
+}
+
+const UUID: &str = "4c4c4544-0035-4b10-8032-cac04f583933";
+
+#[tokio::test]
+async fn a_machine_with_the_uuid_of_one_in_use_and_an_unseen_nic_is_told_of_on_that_server() {
+    for state in ["provisioned", "externally provisioned"] {
+        let mut cluster = empty();
+        add(&mut cluster, "mine", UUID, &["02:00:00:00:00:01"], state);
+        let (world, _servers, mut hosts) = cluster;
+        let seen = |mac: Mac| {
+            let known = Known::of(&world, mac, Some(UUID));
+            let verdict = known.verdict(&segment("discover"));
+            (verdict, known.shared_uuid(mac, verdict))
+        };
+        let (own, other) = (Mac([2, 0, 0, 0, 0, 1]), Mac([2, 0, 0, 0, 0, 9]));
+        let in_use = Verdict::Disk("it is known and has no job");
+        assert_eq!(seen(own), (in_use, None));
+        let (verdict, event) = seen(other);
+        assert_eq!(verdict, Verdict::Disk(SHARED_UUID));
+        let event = event.unwrap();
+        let about = (event.about.kind.as_deref(), event.about.name.as_deref());
+        assert_eq!(about, (Some("Server"), Some("mine")));
+        assert!(event.warning);
+        for words in [
+            "Server mine,",
+            "bootMACAddress 02:00:00:00:00:09",
+            "its host metal/mine with inspect.metal3.io",
+        ] {
+            assert!(event.message.contains(words), "{words}: {}", event.message);
+        }
+        // Whoever declares the NIC has seen it.
+        let mut declared = BareMetalHost::new("declared", muster_proto::kinds::BareMetalHostSpec::default());
+        declared.metadata.namespace = Some("metal".to_owned());
+        declared.spec.boot_mac_address = Some(other.to_string());
+        world.machines.host(&declared, false);
+        hosts.apply_watcher_event(&watcher::Event::Apply(declared));
+        let by_hand = Verdict::Disk("its host was declared by a user and has no job");
+        assert_eq!(seen(other), (by_hand, None));
+    }
+}
+
+#[tokio::test]
+async fn of_two_servers_with_the_uuid_of_an_unseen_nic_the_idle_one_counts_whatever_their_names() {
+    for (used, idle) in [("a", "b"), ("b", "a")] {
+        let mut cluster = empty();
+        add(&mut cluster, used, UUID, &["02:00:00:00:00:01"], "provisioned");
+        add(&mut cluster, idle, UUID, &["02:00:00:00:00:02"], "unmanaged");
+        let (world, ..) = cluster;
+        let known = |last| Known::of(&world, Mac([2, 0, 0, 0, 0, last]), Some(UUID));
+        assert_eq!(known(9).server.unwrap().name_any(), idle);
+        let verdicts = ["ignore", "discover"].map(|unknown| known(9).verdict(&segment(unknown)));
+        let why = "nobody has described it";
+        assert_eq!(verdicts, [Verdict::Silence(why), Verdict::Ramdisk(why)]);
+        assert_eq!(known(1).server.unwrap().name_any(), used);
+    }
 }
 
 #[tokio::test]
@@ -115,34 +201,12 @@ async fn a_machine_is_known_by_any_alias_and_its_host_by_the_reference() {
 
 #[tokio::test]
 async fn who_says_that_it_has_anothers_nic_does_not_decide_what_that_machine_boots() {
-    let (world, mut servers, mut hosts) = empty();
-    let mut machine = |name: &str, uuid: &str, macs: &[&str], state: &str| {
-        let server: Server = serde_json::from_value(serde_json::json!({
-            "metadata": {"name": name, "namespace": "muster-system"},
-            "spec": {"host": {"namespace": "metal", "name": name, "uid": name}},
-            "status": {"identity": {"macs": macs, "systemUuid": uuid}},
-        }))
-        .unwrap();
-        let host: BareMetalHost = serde_json::from_value(serde_json::json!({
-            "metadata": {"name": name, "namespace": "metal", "uid": name,
-                "annotations": {"muster.dev/server": name}},
-            "spec": {"online": true, "bootMACAddress": macs[0]},
-            "status": {"errorMessage": "", "operationalStatus": "OK", "poweredOn": true,
-                "provisioning": {"ID": "", "state": state}},
-        }))
-        .unwrap();
-        world.machines.server(&server, false);
-        servers.apply_watcher_event(&watcher::Event::Apply(server));
-        world.machines.host(&host, false);
-        hosts.apply_watcher_event(&watcher::Event::Apply(host));
-    };
-    let (mine, other) = (
-        "4c4c4544-0035-4b10-8032-cac04f583933",
-        "4c4c4544-0035-4b10-8032-cac04f583934",
-    );
+    let mut cluster = empty();
+    let (mine, other) = (UUID, "4c4c4544-0035-4b10-8032-cac04f583934");
     let (nic, others) = ("02:00:00:00:00:01", "02:00:00:00:00:02");
-    machine("other", other, &[others, nic], "unmanaged");
-    machine("mine", mine, &["02:00:00:00:00:03"], "provisioned");
+    add(&mut cluster, "other", other, &[others, nic], "unmanaged");
+    add(&mut cluster, "mine", mine, &["02:00:00:00:00:03"], "provisioned");
+    let (world, _servers, mut hosts) = cluster;
     let name = |uuid| {
         let known = Known::of(&world, nic.parse().unwrap(), uuid);
         (known.host.unwrap().name_any(), known.by_uuid_alone)
@@ -206,10 +270,6 @@ async fn a_provisioned_host_is_known_by_every_nic_that_its_inspection_found() {
                 "provisioning": {"ID": "", "state": state}},
         }))
         .unwrap()
-    };
-    let segment = |unknown: &str| -> Segment {
-        let spec = serde_json::json!({"subnet": "192.0.2.0/24", "unknown": unknown});
-        Segment::new("lab", serde_json::from_value(spec).unwrap())
     };
     let verdict = |hosts: &mut Writer<BareMetalHost>, state| {
         let host = host(state);

@@ -1,17 +1,19 @@
 use std::path::Path;
 
-use muster_proto::kinds::{BareMetalHost, BareMetalHostSpec, DhcpMode, Profile};
+use muster_proto::kinds::{BareMetalHost, BareMetalHostSpec, DhcpMode, Profile, Server};
 use tokio::net::UdpSocket;
 
 use super::*;
 use crate::{
     boot::dhcp::{
-        corpus::request,
+        corpus::{packet, request},
         engine::{CLIENT_PORT, SERVER_PORT},
         fixtures::{a_net, a_segment},
         leases::Pool,
     },
+    events::Happened,
     fake_api::FakeApi,
+    log::said::Said,
     metrics::Registry,
 };
 
@@ -150,6 +152,61 @@ fn while_hosts_cannot_be_watched_the_boot_script_says_who_boots_its_own_disk() {
     }
 }
 
+/// A door at `eth1` that probes nothing.
+async fn entrance() -> Entrance {
+    Entrance {
+        interface: Some("eth1".to_owned()),
+        port: SERVER_PORT,
+        socket: Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap()),
+        frames: None,
+    }
+}
+
+const NOWHERE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, CLIENT_PORT);
+
+#[tokio::test]
+async fn a_machine_that_is_left_to_its_disk_for_anothers_uuid_is_told_of_in_either_mode() {
+    let asked = packet("ovmf-pxe-discover");
+    let api = FakeApi::new();
+    let server: Server = serde_json::from_value(serde_json::json!({
+        "metadata": {"name": "s"},
+        "spec": {"host": {"namespace": "metal", "name": "h", "uid": "1"}},
+        "status": {"identity": {
+            "macs": ["02:00:00:00:00:01"],
+            "systemUuid": request("ovmf-pxe-discover").uuid().unwrap(),
+        }},
+    }))
+    .unwrap();
+    api.put("servers", &server);
+    let mut host = BareMetalHost::new("h", BareMetalHostSpec::default());
+    host.metadata.namespace = Some("metal".to_owned());
+    let status = host.status.get_or_insert_default();
+    "provisioned".clone_into(&mut status.provisioning.state);
+    api.put("baremetalhosts", &host);
+    let entrance = Arc::new(entrance().await);
+    for mode in [DhcpMode::Server, DhcpMode::Proxy] {
+        let (queue, mut told) = mpsc::channel(8);
+        let dispatch = Arc::new(Dispatch::new(
+            api.world(),
+            Arc::new(Empty),
+            watch::channel(None).1,
+            Events::new(queue),
+            Metrics::register(&mut Registry::default()),
+        ));
+        dispatch.serve(Actives::from([active("local", |net| net.mode = mode)]));
+        let said = Said::listen();
+        dispatch.take(&asked, NOWHERE, &entrance);
+        let Happened { event, .. } = told.try_recv().unwrap();
+        assert_eq!(
+            (event.reason, event.about.name.as_deref()),
+            ("SharedUuid", Some("s"))
+        );
+        assert!(event.message.contains("52:54:00:12:34:56"), "{}", event.message);
+        assert!(told.try_recv().is_err(), "one packet, one Event");
+        assert_eq!(said.count(&["a NIC that nobody has seen"]), 1, "{}", said.text());
+    }
+}
+
 /// There is no ramdisk.
 struct Empty;
 
@@ -173,21 +230,15 @@ async fn an_answer_that_comes_when_its_segment_is_gone_brings_back_no_series_of_
         Events::new(mpsc::channel(1).0),
         Metrics::register(&mut registry),
     );
-    let entrance = Entrance {
-        interface: Some("eth1".to_owned()),
-        port: SERVER_PORT,
-        socket: Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap()),
-        frames: None,
-    };
+    let entrance = entrance().await;
     let served = Actives::from([active("local", |_| {})]);
     let former = served["local"].clone();
-    let from = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, CLIENT_PORT);
     let address = Ipv4Addr::new(10, 77, 0, 150);
     let told = || {
         let asked = request("dhclient-discover");
         dispatch.unprobed(&asked, address, SERVER_PORT, &former);
         let silence = Step::Silence("all addresses are in use");
-        dispatch.finish(&asked, &silence, from, &entrance, &former);
+        dispatch.finish(&asked, &silence, NOWHERE, &entrance, &former);
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         ["muster_dhcp_unprobed_total{", "muster_dhcp_requests_total{"].map(|name| text.contains(name))

@@ -44,7 +44,9 @@ impl World {
     fn settled(&mut self, request: &Request, verdict: Verdict) -> Step {
         loop {
             match self.step(request, SERVER_PORT, verdict) {
-                Step::Probe(address) => self.leases.probed(request.mac, address, None, NOW),
+                Step::Probe(address) => {
+                    self.leases.probed(request.mac, address, None, NOW);
+                }
                 step => return step,
             }
         }

@@ -3,6 +3,7 @@ use std::collections::HashMap;
 use proptest::prelude::*;
 
 use super::*;
+use crate::boot::dhcp::answerers::MANY;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const NOW: Duration = Duration::from_secs(1000);
@@ -32,7 +33,9 @@ fn offer(leases: &mut Leases, mac: Mac, now: Duration) -> Option<Ipv4Addr> {
     loop {
         match leases.propose(mac, None, now) {
             Proposal::Ready(address) => return Some(address),
-            Proposal::Probe(address) => leases.probed(mac, address, None, now),
+            Proposal::Probe(address) => {
+                leases.probed(mac, address, None, now);
+            }
             Proposal::Full => return None,
         }
     }
@@ -186,6 +189,71 @@ fn an_address_in_use_is_left_alone_for_ten_minutes() {
         Some(other),
         "the offer to 1 is stale by then"
     );
+}
+
+/// A router that does proxy ARP: it answers for every address but those that `others` have.
+fn offer_behind(
+    router: Mac,
+    others: &HashMap<Ipv4Addr, Mac>,
+    leases: &mut Leases,
+    mac: Mac,
+    now: Duration,
+) -> (Option<Ipv4Addr>, Vec<Finding>) {
+    let mut found = Vec::new();
+    loop {
+        match leases.propose(mac, None, now) {
+            Proposal::Ready(address) => return (Some(address), found),
+            Proposal::Probe(address) => {
+                let answer = others.get(&address).copied().unwrap_or(router);
+                found.push(leases.probed(mac, address, Some(answer), now));
+            }
+            Proposal::Full => return (None, found),
+        }
+    }
+}
+
+#[test]
+fn who_answers_for_every_address_takes_none_from_the_pool() {
+    let (router, nobody) = (mac(99), HashMap::new());
+    let mut leases = leases(100, 109);
+    let (offered, found) = offer_behind(router, &nobody, &mut leases, mac(1), NOW);
+    assert!(offered.is_some());
+    let believed = vec![Finding::Taken(router); MANY - 1];
+    let unknown = |is_news| Finding::Unknown { by: router, is_news };
+    assert_eq!(found, [believed, vec![unknown(true)]].concat());
+    assert_eq!(
+        leases.rule(mac(1), Claim::Selecting(offered.unwrap()), NOW),
+        Ruling::Yes(offered.unwrap())
+    );
+    // Nor are those left alone for which it was believed.
+    for number in 2..=10 {
+        let (offered, found) = offer_behind(router, &nobody, &mut leases, mac(number), NOW);
+        assert_eq!(found, [unknown(false)]);
+        let offered = offered.unwrap();
+        assert_eq!(
+            leases.rule(mac(number), Claim::Selecting(offered), NOW),
+            Ruling::Yes(offered)
+        );
+    }
+    assert_eq!(leases.leased(NOW), 10);
+}
+
+#[test]
+fn an_address_in_use_is_left_alone_also_where_another_device_answers_for_every_one() {
+    let (router, stranger) = (mac(99), mac(98));
+    let mut leases = leases(100, 111);
+    let (offered, _) = offer_behind(router, &HashMap::new(), &mut leases, mac(1), NOW);
+    let home = unknown(&mut leases, mac(2), None);
+    let others = HashMap::from([(home, stranger)]);
+    let (other, found) = offer_behind(router, &others, &mut leases, mac(2), NOW);
+    assert_eq!(found[0], Finding::Taken(stranger));
+    assert!(other.is_some() && other != Some(home) && other != offered);
+    // A machine that finds its address in use says so itself.
+    let declined = other.unwrap();
+    assert!(leases.decline(mac(2), declined, NOW));
+    let (third, _) = offer_behind(router, &others, &mut leases, mac(2), NOW);
+    assert!(third.is_some() && ![Some(home), other, offered].contains(&third));
+    assert!(leases.slots[&home].shunned > NOW && leases.slots[&declined].shunned > NOW);
 }
 
 #[test]

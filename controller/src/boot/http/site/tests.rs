@@ -9,6 +9,7 @@ use muster_proto::kinds::{
 };
 use muster_ramdisk::cpio;
 use proptest::prelude::*;
+use tokio::sync::mpsc;
 
 use super::*;
 use crate::{
@@ -19,6 +20,7 @@ use crate::{
         http::body,
         segment::{self, Link, Ports},
     },
+    events::Happened,
     log::said::Said,
     token::TokenKey,
 };
@@ -66,6 +68,7 @@ struct Fixture {
     servers: Writer<Server>,
     hosts: Writer<BareMetalHost>,
     secrets: watch::Sender<Option<Arc<BootSecrets>>>,
+    told: mpsc::Receiver<Happened>,
     _directory: tempfile::TempDir,
 }
 
@@ -100,6 +103,7 @@ fn site_over(directory: tempfile::TempDir, extras: Extras) -> Fixture {
         token_key: TokenKey::new(&[7; 32]),
     };
     let (tell, secrets) = watch::channel(Some(Arc::new(secrets)));
+    let (queue, told) = mpsc::channel(8);
     let site = Site {
         world: World {
             segments,
@@ -116,6 +120,7 @@ fn site_over(directory: tempfile::TempDir, extras: Extras) -> Fixture {
         files: Arc::new(Files::open(directory.path(), extras, &std::env::temp_dir())),
         secrets,
         anew: Anew::new(|path| panic!("{path} is read though the copy is not old")),
+        events: Events::new(queue),
         said: Refusals::default(),
     };
     Fixture {
@@ -124,6 +129,7 @@ fn site_over(directory: tempfile::TempDir, extras: Extras) -> Fixture {
         servers: servers_writer,
         hosts: hosts_writer,
         secrets: tell,
+        told,
         _directory: directory,
     }
 }
@@ -303,6 +309,76 @@ fn a_machine_on_another_network_gets_no_token() {
         ask(&fixture.site, &kernel, ends("10.0.0.1")).status,
         Status::Ok,
         "the kernel is no secret"
+    );
+}
+
+#[test]
+fn a_machine_that_was_told_to_boot_and_comes_from_elsewhere_is_told_of_and_who_forges_its_url_is_not() {
+    let mut fixture = site();
+    let initramfs = paths(&script(&fixture.site)).remove(1);
+    let elsewhere = |site: &Site, target: &str| ask(site, target, ends("10.0.0.1")).status;
+    let without_pass = format!("/ipxe/muster-system/lab/{MAC}/-");
+    for forged in [
+        without_pass.clone(),
+        format!("{without_pass}/{}", "A".repeat(32)),
+        script_url().replace(MAC, "525400999999"),
+        initramfs.replace(MAC, "525400999999"),
+    ] {
+        assert_eq!(elsewhere(&fixture.site, &forged), Status::Forbidden);
+        assert!(fixture.told.try_recv().is_err(), "{forged}");
+    }
+    for target in [script_url(), initramfs] {
+        assert_eq!(elsewhere(&fixture.site, &target), Status::Forbidden);
+    }
+    let Happened { event, .. } = fixture.told.try_recv().unwrap();
+    let about = (event.about.kind.as_deref(), event.about.name.as_deref());
+    assert_eq!(about, (Some("Segment"), Some("lab")));
+    assert_eq!((event.reason, event.warning), ("OutsideSubnet", true));
+    for words in ["52:54:00:12:34:56", "from 10.0.0.1,", "127.0.0.0/8", "next: "] {
+        assert!(event.message.contains(words), "{words}: {}", event.message);
+    }
+    assert!(fixture.told.try_recv().is_err(), "one that repeats is told once");
+    // Where another DHCP server names the script, anybody can write its URL.
+    let mut segment = a_segment();
+    segment.spec.dhcp.mode = DhcpMode::Off;
+    fixture.site.plan = watch::channel(Arc::new(plan_of(&segment))).1;
+    let other = ask(&fixture.site, &without_pass, ends("10.0.0.2"));
+    assert_eq!(other.status, Status::Forbidden);
+    assert!(fixture.told.try_recv().is_err());
+}
+
+#[test]
+fn a_script_that_leaves_a_machine_to_its_disk_for_anothers_uuid_is_told_of() {
+    let mut fixture = site();
+    let uuid = "4c4c4544-0035-4b10-8032-cac04f583933";
+    let server: Server = serde_json::from_value(serde_json::json!({
+        "metadata": {"name": "s", "namespace": "muster-system"},
+        "spec": {"dismissed": true},
+        "status": {"identity": {"macs": ["02:00:00:00:00:01"], "systemUuid": uuid}},
+    }))
+    .unwrap();
+    fixture.site.world.machines.server(&server, false);
+    known(&mut fixture.servers, vec![server]);
+    let script = get(
+        &fixture.site,
+        &passed(&format!("/ipxe/muster-system/lab/{MAC}/{uuid}")),
+    );
+    assert!(
+        text(&script).contains("a NIC that nobody has seen"),
+        "{}",
+        text(&script)
+    );
+    let Happened { event, .. } = fixture.told.try_recv().unwrap();
+    assert_eq!(
+        (event.reason, event.about.name.as_deref()),
+        ("SharedUuid", Some("s"))
+    );
+    assert!(
+        event
+            .message
+            .contains("annotate the Server with muster.dev/approve"),
+        "{}",
+        event.message
     );
 }
 

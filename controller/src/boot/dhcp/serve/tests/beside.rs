@@ -132,6 +132,32 @@ fn a_server_leases_what_nobody_uses_and_reports_a_second_one() {
 }
 
 #[test]
+fn beside_a_device_that_answers_for_every_address_machines_get_theirs_and_it_is_told_once() {
+    let mut site = Site::new(a_segment("br0", DhcpMode::Server), |_| {});
+    site.wait("serving", |facts| facts.serving.is_ok());
+    // All that is leased, 10.77.0.100 to .199: the client's own port answers ARP with another MAC address than the packets name.
+    for part in ["10.77.0.96/27", "10.77.0.128/26", "10.77.0.192/29"] {
+        site.client.ip(&format!("route add local {part} dev lo"));
+    }
+    let first = packet("ovmf-pxe-discover");
+    let mut second = first.clone();
+    // The last byte of its MAC address.
+    second[33] ^= 1;
+    let offered = [first, second].map(|machine| {
+        let last = machine[33];
+        let is_answer = move |reply: &[u8]| from_us(reply) && reply[33] == last;
+        address_at(&ask(&site.client, machine, is_answer), 16)
+    });
+    assert_ne!(offered[0], offered[1]);
+    let event = site.events.try_recv().unwrap().event;
+    assert_eq!(event.reason, "ProxyArp");
+    assert!(event.message.contains("next: "), "{}", event.message);
+    assert!(site.events.try_recv().is_err());
+    let conflicts = "muster_dhcp_conflicts_total{segment=\"metal/rack\"} 7";
+    assert!(site.metrics().contains(conflicts), "{}", site.metrics());
+}
+
+#[test]
 fn a_proxy_adds_boot_files_beside_dnsmasq() {
     let site = Site::new(a_segment("br0", DhcpMode::Proxy), |_| {});
     site.wait("serving", |facts| facts.serving.is_ok());
