@@ -33,7 +33,7 @@ pub const PROTOCOL: &str = "1.4";
 
 /// How long the controller holds a poll that has nothing to say at most, in seconds. Each one costs both sides a turn, and all of them
 /// together are most of what thousands of agents cost that wait.
-pub const HOLD_SECONDS: u64 = 60;
+pub const HOLD_SECONDS: u64 = 240;
 
 /// The same where an answer is not to be missed for long: an agent with a job says so. One before 1.2 says nothing and breaks off after
 /// 40 s.

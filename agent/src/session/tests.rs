@@ -13,7 +13,7 @@ use muster_proto::{
     config::BootConfig,
     identity::Identity,
     inventory::{Disk, Inventory},
-    session::{Problem, ProblemKind},
+    session::{HOLD_SECONDS, Problem, ProblemKind},
 };
 use serde_json::{Value, json};
 use tokio::{sync::Notify, task::JoinHandle};
@@ -268,7 +268,7 @@ async fn a_session_enrols_reports_polls_and_reboots_when_ordered() {
     let seal_key = calls[0].body["sealKey"].as_str().unwrap();
     assert!(muster_proto::seal::public_key(seal_key).is_some(), "{seal_key}");
     assert_eq!(calls[1].body["disks"].as_array().unwrap().len(), 1);
-    assert_eq!(calls[2].body, json!({"last": "", "holdSeconds": 60}));
+    assert_eq!(calls[2].body, json!({"last": "", "holdSeconds": HOLD_SECONDS}));
     assert_eq!(
         calls[3].body,
         json!({"last": "op-1", "holdSeconds": 25, "outcome": {"result": "done"}, "goesAtOnce": true}),
@@ -417,7 +417,7 @@ async fn an_inspection_sends_a_new_inventory() {
     );
     assert_eq!(
         polls[2],
-        &json!({"last": "op-1", "holdSeconds": 60}),
+        &json!({"last": "op-1", "holdSeconds": HOLD_SECONDS}),
         "an outcome is told once"
     );
 }

@@ -1,7 +1,7 @@
 //! Which agents are here, in memory only: heartbeats never reach Kubernetes, only their beginning and their end do.
 //!
-//! An agent is gone if it stayed silent for [`Pace::silent`], or for [`Pace::closed`] after its connection broke: a connection that
-//! closes proves little, because agents and networks reconnect.
+//! An agent is gone if it stayed silent for [`Pace::silent`], for [`Pace::answered`] after its poll was, or for [`Pace::closed`] after
+//! its connection broke: a connection that closes proves little, because agents and networks reconnect.
 
 use std::{
     collections::HashMap,
@@ -26,8 +26,10 @@ pub struct Pace {
     pub poll: Duration,
     /// The same for one that tells progress.
     pub progress: Duration,
-    /// Silence after which an agent is gone, from when it was last heard of: more than [`Pace::poll`] and a call's time.
+    /// Silence after which an agent is gone, from when it was last heard of or was given a job.
     pub silent: Duration,
+    /// Silence after a poll that was answered without a job after which an agent is gone: it polls again at once.
+    pub answered: Duration,
     /// Silence after a broken connection after which an agent is gone.
     pub closed: Duration,
     /// How long what is under way may take when this replica ends.
@@ -40,6 +42,7 @@ impl Default for Pace {
             poll: Duration::from_secs(HOLD_SECONDS),
             progress: Duration::from_secs(PROGRESS_SECONDS),
             silent: Duration::from_secs(100),
+            answered: Duration::from_secs(40),
             closed: Duration::from_secs(15),
             farewell: Duration::from_secs(4),
         }
@@ -94,31 +97,35 @@ struct Live {
     held: usize,
     /// How many there were.
     polls: u32,
-    /// Since when it is silent, if none is held: an answer proves nothing, what came from it does.
+    /// Since when it is silent, if none is held.
     since: Instant,
-    /// Its last poll was cut off.
-    closed: bool,
+    /// After which silence it is gone.
+    patience: Duration,
     /// What its polls have taken into account; none: not known.
     view: Option<View>,
     wake: Arc<Notify>,
 }
 
 impl Live {
-    fn new(key: &str) -> Live {
+    fn new(key: &str, patience: Duration) -> Live {
         Live {
             key: key.to_owned(),
             held: 0,
             polls: 0,
             since: Instant::now(),
-            closed: false,
+            patience,
             view: None,
             wake: Arc::default(),
         }
     }
 
-    fn is_gone(&self, pace: &Pace) -> bool {
-        let patience = if self.closed { pace.closed } else { pace.silent };
-        self.held == 0 && self.since.elapsed() >= patience
+    /// Its silence begins now, and lasts for `patience` at most.
+    fn falls_silent(&mut self, patience: Duration) {
+        (self.since, self.patience) = (Instant::now(), patience);
+    }
+
+    fn is_gone(&self) -> bool {
+        self.held == 0 && self.since.elapsed() >= self.patience
     }
 
     /// True if a poll is held, of this key or of another one that was in its place.
@@ -154,14 +161,19 @@ impl Sessions {
     /// The agent with `key` was heard of: its silence begins anew. A newer key replaces an older one and wakes its poll.
     pub(super) fn heard(&self, server: &str, key: &str) {
         let mut live = self.lock();
-        heard(&mut live, server, key);
+        heard(&mut live, server, key, self.pace.silent);
         self.count(&live);
     }
 
     /// A poll of the agent with `certificate` begins. What it holds ends the poll when it is dropped.
     pub(super) fn hold(self: &Arc<Self>, certificate: &Arc<ClientCertificate>) -> Held {
         let mut live = self.lock();
-        let session = heard(&mut live, &certificate.server, &certificate.fingerprint);
+        let session = heard(
+            &mut live,
+            &certificate.server,
+            &certificate.fingerprint,
+            self.pace.silent,
+        );
         session.held += 1;
         session.polls = session.polls.wrapping_add(1);
         let (wake, number) = (Arc::clone(&session.wake), session.polls);
@@ -172,7 +184,7 @@ impl Sessions {
             certificate: Arc::clone(certificate),
             wake,
             number,
-            answered: false,
+            patience: self.pace.closed,
         }
     }
 
@@ -215,14 +227,14 @@ impl Sessions {
     /// Server name and key of the agents that are gone; they are listed again until [`Sessions::forget`].
     pub(super) fn gone(&self) -> Vec<(String, String)> {
         let live = self.lock();
-        let gone = live.iter().filter(|(_, session)| session.is_gone(&self.pace));
+        let gone = live.iter().filter(|(_, session)| session.is_gone());
         gone.map(|(name, session)| (name.clone(), session.key.clone()))
             .collect()
     }
 
     /// True if the agent is gone and no other one has come.
     pub(super) fn is_gone(&self, server: &str, key: &str) -> bool {
-        let gone = |session: &Live| session.key == key && session.is_gone(&self.pace);
+        let gone = |session: &Live| session.key == key && session.is_gone();
         self.lock().get(server).is_some_and(gone)
     }
 
@@ -243,19 +255,25 @@ impl Sessions {
     }
 }
 
-fn heard<'a>(live: &'a mut HashMap<String, Live>, server: &str, key: &str) -> &'a mut Live {
-    let session = live.entry(server.to_owned()).or_insert_with(|| Live::new(key));
+fn heard<'a>(
+    live: &'a mut HashMap<String, Live>,
+    server: &str,
+    key: &str,
+    patience: Duration,
+) -> &'a mut Live {
+    let session = live
+        .entry(server.to_owned())
+        .or_insert_with(|| Live::new(key, patience));
     if session.key != key {
         session.wake.notify_waiters();
         // A poll of the other key may go on, and is woken like this one's: the later of two is not always the newer session.
         let wake = Arc::clone(&session.wake);
         *session = Live {
             wake,
-            ..Live::new(key)
+            ..Live::new(key, patience)
         };
     }
-    session.since = Instant::now();
-    session.closed = false;
+    session.falls_silent(patience);
     session
 }
 
@@ -268,7 +286,8 @@ pub(super) struct Held {
     pub(super) wake: Arc<Notify>,
     /// Which of its key's polls this is.
     number: u32,
-    answered: bool,
+    /// The silence after it after which the agent is gone.
+    patience: Duration,
 }
 
 impl Held {
@@ -287,15 +306,12 @@ impl Held {
 
     /// The poll ends with an answer; dropped without, its connection broke.
     pub(super) fn answered(mut self) {
-        self.answered = true;
+        self.patience = self.sessions.pace.answered;
     }
 
     /// The same with a job, on which the agent may spend a while before it polls again.
-    pub(super) fn answered_with_job(self) {
-        if let Some(session) = self.session(&mut self.sessions.lock()) {
-            session.since = Instant::now();
-        }
-        self.answered();
+    pub(super) fn answered_with_job(mut self) {
+        self.patience = self.sessions.pace.silent;
     }
 }
 
@@ -306,10 +322,7 @@ impl Drop for Held {
             session.held = session.held.saturating_sub(1);
             // Of an older one's broken connection the agent knows: it has called again since.
             if session.polls == self.number {
-                session.closed = !self.answered;
-                if session.closed {
-                    session.since = Instant::now();
-                }
+                session.falls_silent(self.patience);
             }
         }
     }
@@ -340,26 +353,26 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_agent_is_gone_that_does_not_come_back_for_its_next_poll() {
         let sessions = sessions();
-        sessions.hold(&of("a", "k")).answered();
+        let polls = [sessions.hold(&of("a", "k")), sessions.hold(&of("busy", "k"))];
+        sessions.heard("c", "k");
         tokio::time::advance(Duration::from_secs(99)).await;
+        assert!(sessions.gone().is_empty());
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(sessions.gone(), [("c".to_owned(), "k".to_owned())]);
+        tokio::time::advance(sessions.pace.poll).await;
+        let [idle, busy] = polls;
+        idle.answered();
+        busy.answered_with_job();
+        sessions.forget("c", "k");
+        tokio::time::advance(Duration::from_secs(39)).await;
         assert!(sessions.gone().is_empty());
         tokio::time::advance(Duration::from_secs(1)).await;
         assert_eq!(sessions.gone(), [("a".to_owned(), "k".to_owned())]);
         sessions.forget("a", "k");
+        tokio::time::advance(Duration::from_secs(59)).await;
         assert!(sessions.gone().is_empty());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_machine_that_is_cut_off_while_its_poll_is_held_is_gone_as_long_after_it_was_heard_of() {
-        let sessions = sessions();
-        let (idle, busy) = (sessions.hold(&of("idle", "k")), sessions.hold(&of("busy", "k")));
-        tokio::time::advance(sessions.pace.poll).await;
-        idle.answered();
-        busy.answered_with_job();
-        tokio::time::advance(Duration::from_secs(40)).await;
-        assert_eq!(sessions.gone(), [("idle".to_owned(), "k".to_owned())]);
-        tokio::time::advance(sessions.pace.poll).await;
-        assert_eq!(sessions.gone().len(), 2);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(sessions.gone(), [("busy".to_owned(), "k".to_owned())]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -401,8 +414,8 @@ mod tests {
             };
             Pace::default().hold(&request).as_secs()
         };
-        let asked = [None, Some(0), Some(7), Some(60), Some(61), Some(u64::MAX)];
-        assert_eq!(asked.map(|asked| hold(asked, None)), [25, 1, 7, 60, 60, 60]);
+        let asked = [None, Some(0), Some(7), Some(240), Some(241), Some(u64::MAX)];
+        assert_eq!(asked.map(|asked| hold(asked, None)), [25, 1, 7, 240, 240, 240]);
         let progress = Some(Progress::default());
         assert_eq!(
             asked.map(|asked| hold(asked, progress.clone())),

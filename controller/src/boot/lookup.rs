@@ -41,7 +41,7 @@ pub struct Known {
 impl Known {
     /// The machine that boots with this MAC address or this SMBIOS UUID; any alias matches, a MAC address before a UUID, unless that one is
     /// of another UUID: then the NIC came from there, or that machine only said that it has it. Where several show the UUID and none the
-    /// MAC address, the UUID does not tell which one this is, and an idle one counts.
+    /// MAC address, the UUID does not tell which one this is: one that is in use counts, whose data are at stake.
     pub fn of(world: &World, mac: Mac, uuid: Option<&str>) -> Known {
         let with = |signal: Signal, test: &dyn Fn(&Identity) -> bool| -> Vec<Arc<Server>> {
             let shows = |server: &Arc<Server>| {
@@ -63,7 +63,7 @@ impl Known {
                 });
                 // The first of them, by name.
                 all.into_iter()
-                    .min_by_key(|server| by_uuid_alone && !is_idle(server))
+                    .min_by_key(|server| by_uuid_alone && is_idle(server))
             };
             exactly(uuid).or_else(|| exactly(&swapped_uuid(uuid)?))
         };

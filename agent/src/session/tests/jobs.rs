@@ -239,7 +239,7 @@ async fn an_outcome_is_repeated_until_somebody_has_it() {
     assert!(told.iter().all(|outcome| outcome["result"] == "done"));
     assert_eq!(
         polls(&controller).last().unwrap(),
-        &json!({ "last": "op-1", "holdSeconds": 60 }),
+        &json!({ "last": "op-1", "holdSeconds": HOLD_SECONDS }),
         "and no longer"
     );
 }

@@ -218,6 +218,7 @@ async fn a_retry_that_is_ever_another_machine_changes_others_a_few_times_only() 
     // No end of a session is written meanwhile.
     let patient = Pace {
         silent: DEADLINE,
+        answered: DEADLINE,
         closed: DEADLINE,
         ..pace()
     };
@@ -607,6 +608,7 @@ async fn a_new_machine_costs_four_requests_from_its_token_to_its_inventory() {
     // Nobody is given up for lost while the test runs.
     let patient = Pace {
         silent: DEADLINE,
+        answered: DEADLINE,
         closed: DEADLINE,
         ..pace()
     };

@@ -49,6 +49,7 @@ fn pace() -> Pace {
         poll: Duration::from_secs(3600),
         progress: Duration::from_millis(50),
         silent: quick,
+        answered: quick,
         closed: quick,
         farewell: Duration::from_secs(3600),
     }

@@ -235,6 +235,7 @@ async fn agents_that_come_back_while_the_end_of_another_one_is_written_are_not_s
 async fn a_held_poll_that_is_cut_off_ends_the_session() {
     let patient = Pace {
         silent: Duration::from_secs(3600),
+        answered: Duration::from_secs(3600),
         ..pace()
     };
     let lab = Lab::with(patient).await;
@@ -523,6 +524,7 @@ async fn a_poll_that_comes_while_the_controller_ends_keeps_it_from_nothing() {
 async fn a_machine_that_leaves_as_it_was_told_is_gone_without_a_long_silence() {
     let patient = Pace {
         silent: Duration::from_secs(3600),
+        answered: Duration::from_secs(3600),
         ..pace()
     };
     let lab = Lab::with(patient).await;

@@ -2,6 +2,7 @@
 
 use k8s_openapi::api::core::v1::SecretReference;
 use muster_proto::{
+    inventory::Transport,
     job,
     kinds::{
         AutomatedCleaningMode, ErrorType, HostBootMode, JobStatus, PROTECTED_ANNOTATION, RELEASE_ANNOTATION,
