@@ -309,7 +309,12 @@ fn nics(of: &HardwareDetails) -> Parts {
             return None;
         }
         seen.push((&nic.name, &nic.mac));
-        let id = nic.mac.as_ref().or(nic.name.as_ref());
+        // InfiniBand has no address that stays.
+        let id = nic
+            .mac
+            .as_ref()
+            .or(nic.pci_address.as_ref())
+            .or(nic.name.as_ref());
         Some((
             id.cloned().unwrap_or_default(),
             nic.model.clone().unwrap_or_default(),

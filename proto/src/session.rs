@@ -139,8 +139,12 @@ pub struct PollRequest {
         deserialize_with = "first::<MAX_LOG_LINES, _, _>"
     )]
     pub log: Vec<String>,
-    /// With an outcome: what did not go as it should and did not make the job fail, for people. Since 1.4.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    /// With a good outcome: what did not go as it should and did not make the job fail, for people, at most [`MAX_WARNINGS`]. Since 1.4.
+    #[serde(
+        default,
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "first::<MAX_WARNINGS, _, _>"
+    )]
     pub warnings: Vec<String>,
 }
 

@@ -143,8 +143,10 @@ pub fn clean(job: &Clean, root: &Root, work: &Work) -> Result<Vec<Cleaned>, Clea
             Err(refused) => failed.push(broken(refused)?),
         }
     }
-    // The machine is the one that is meant.
-    efi::forget_crashes(root);
+    if !job.disks.is_empty() {
+        // The machine is the one that is meant: the guard compared it for each of them.
+        efi::forget_crashes(root);
+    }
     wipe_each(&mut open, failed, work)
 }
 

@@ -124,8 +124,7 @@ pub fn allow(root: &Root, machine: &MachineId, disk: &DiskId) -> Result<Token, R
     compare_machine(machine, &inventory::machine(root))?;
     let found = choose(disk, inventory::disks(root))?;
     let name = found.name.clone();
-    // What stands behind the second slash, such as `cciss/c0d0`.
-    let kernel_name = name.splitn(3, '/').nth(2).unwrap_or_default().replace('/', "!");
+    let kernel_name = inventory::node(&found).replace('/', "!");
     if found.read_only {
         return Err(Refused::ReadOnly { disk: name });
     }

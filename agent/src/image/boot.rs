@@ -111,6 +111,7 @@ fn names_in(list: &[u8]) -> Vec<String> {
     lines
         .filter_map(|line| line.split(',').next())
         .map(|name| name.trim().to_owned())
+        .filter(|name| !name.is_empty())
         .collect()
 }
 

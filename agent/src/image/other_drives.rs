@@ -15,9 +15,10 @@ pub(super) fn find(root: &Root, target: &Disk) -> Vec<Disk> {
     let mut patience = Patience::default();
     let mut disks = inventory::disks(root);
     disks.retain(|disk| {
-        let Some(node) = disk.name.splitn(3, '/').nth(2).filter(|_| !is_same(disk, target)) else {
+        if is_same(disk, target) {
             return false;
-        };
+        }
+        let node = inventory::node(disk);
         let (own_root, own_node) = (root.clone(), node.to_owned());
         let has_one = patience.wait(root.dev(node), move || has_config_drive(&own_root, &own_node));
         has_one == Some(true)

@@ -309,8 +309,8 @@ impl Writing<'_> {
     fn look_for_other_drives(&self) {
         for disk in other_drives::find(self.root, self.target) {
             self.work.warn(format!(
-                "another disk still has a config drive, whose user data the new system may take for its own: {}; next: clean the host, or wipe \
-                 that disk",
+                "another disk still has a config drive, whose user data the new system may take for its own: {}; next: if that is this \
+                 machine's own disk and no other machine uses it, clean the host or wipe the disk",
                 shown_id(&DiskId::from(&disk))
             ));
         }
@@ -321,7 +321,7 @@ impl Writing<'_> {
         if let Some(program) = &loader.reorders {
             self.work.warn(format!(
                 "the image's boot loader runs {program}, which may put a boot entry before those of the network, so that a machine without a \
-                 BMC never boots from the network again; next: add a BOOTX64.CSV that names the boot loader to the image"
+                 BMC never boots from the network again; next: add a BOOT.CSV that names the boot loader to its directory in the image"
             ));
         }
         match efi::enter(self.root, &efi::load_option(system, &loader.path)) {

@@ -29,6 +29,7 @@ use muster_proto::{
     text,
 };
 
+pub use disks::node;
 pub use links::{DriverInfo, KernelLinks, Links, LinksError};
 pub(crate) use nics::address;
 pub(crate) use patience::Patience;
@@ -72,7 +73,7 @@ pub fn collect(root: &Root, links: &Arc<dyn Links>, boot: BootFacts) -> Inventor
         firmware: firmware::collect(root, &identification, &mut warnings),
         cpu: cpu::collect(root, &table, &mut warnings),
         memory: memory::collect(root, &table, &mut warnings),
-        disks: disks::collect(root, &mut Patience::default(), &mut warnings),
+        disks: disks_with_members(root, &mut warnings),
         nics: nics.nics,
         driverless: pci::driverless(root, &mut warnings),
         missing_firmware: missing_firmware::collect(root, &mut warnings),
@@ -86,7 +87,13 @@ pub fn collect(root: &Root, links: &Arc<dyn Links>, boot: BootFacts) -> Inventor
     }
 }
 
-/// The disks of the machine below `root`, as the inventory lists them. One that cannot be read is left out.
+fn disks_with_members(root: &Root, warnings: &mut Warnings) -> Vec<Disk> {
+    let mut disks = disks::collect(root, &mut Patience::default(), warnings);
+    disks::tell_members(root, &mut disks, &mut Patience::default(), warnings);
+    disks
+}
+
+/// The disks of the machine below `root`, as the inventory lists them but for [`Disk::firmware_raid`]. One that cannot be read is left out.
 pub fn disks(root: &Root) -> Vec<Disk> {
     disks::collect(root, &mut Patience::default(), &mut Warnings::default())
 }

@@ -8,7 +8,7 @@ use std::{
 
 use muster_proto::{
     Mac,
-    inventory::{MAX_DEVICES, Nic},
+    inventory::{MAX_ADDRESSES, MAX_DEVICES, Nic},
 };
 
 use super::{
@@ -21,9 +21,6 @@ use crate::{
     net,
     sys::{self, Root, base},
 };
-
-/// More addresses on one interface are no inventory.
-const MAX_ADDRESSES: usize = 64;
 
 /// `ARPHRD_ETHER`.
 const ETHERNET: u32 = 1;

@@ -24,7 +24,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use muster_proto::{
     job::{Failure, Progress},
-    session::{Action, Command, Outcome, newest},
+    session::{Action, Command, MAX_WARNINGS, Outcome, newest},
 };
 use tokio::{
     sync::{Notify, oneshot, watch},
@@ -166,7 +166,7 @@ impl Jobs {
         self.remember(&command.id, None);
     }
 
-    /// A command is to be refused at `now`. True if that has gone on for so long that the machine is to boot again instead.
+    /// A command is to be refused at `now`. True if none was taken since one was refused long ago: the machine is to boot again instead.
     pub(super) fn refuses_too_long(&mut self, now: Instant) -> bool {
         if self.running.is_some() || self.next.is_some() {
             self.refusing = None;
@@ -334,7 +334,7 @@ impl Jobs {
             Err(Failed { message, failure }) => Outcome::Failed { message, failure },
         };
         Some(Untold {
-            warnings: running.work.warnings(),
+            warnings: running.work.warnings().into_iter().take(MAX_WARNINGS).collect(),
             ..Untold::new(&running.id, outcome)
         })
     }

@@ -373,6 +373,8 @@ impl<M: Machine> Session<M> {
                 tracing::error!("the controller does not renew the certificate: {problem}");
                 false
             }
+            // The one that there is is good for hours.
+            Err(Stop::Later) => false,
             Err(stop) => return Err(stop),
         };
         if !renewed {
@@ -399,7 +401,7 @@ impl<M: Machine> Session<M> {
                 // Not told: what is ordered stands, and is carried out by the ramdisk that boots.
                 if self.jobs.refuses_too_long(tokio::time::Instant::now()) {
                     tracing::error!(
-                        "every command for half an hour was from an older term than this session has seen: the machine reboots for a session that accepts them"
+                        "no command was accepted since one of an older term was refused half an hour ago or more: the machine reboots for a session that accepts them"
                     );
                     return Err(Stop::Ended(Ended::Reboot));
                 }

@@ -28,10 +28,13 @@ const MAX_SUMMARY: usize = 80;
 /// What that shows of a write after which the machine has left its ramdisk.
 const LEFT: &str = "done, and left";
 
-/// `request` as it is kept while it is held: a log is told with a failure, and that is answered at once.
+/// `request` as it is kept while it is held: a log is told with a failure and warnings with an outcome, which are answered at once.
 pub(super) fn heard(mut request: PollRequest) -> PollRequest {
     if !matches!(request.outcome, Some(Outcome::Failed { .. })) {
         request.log = Vec::new();
+    }
+    if request.outcome.is_none() {
+        request.warnings = Vec::new();
     }
     request
 }

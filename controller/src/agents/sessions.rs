@@ -184,7 +184,7 @@ impl Sessions {
             certificate: Arc::clone(certificate),
             wake,
             number,
-            patience: self.pace.closed,
+            end: End::CutOff,
         }
     }
 
@@ -286,8 +286,17 @@ pub(super) struct Held {
     pub(super) wake: Arc<Notify>,
     /// Which of its key's polls this is.
     number: u32,
-    /// The silence after it after which the agent is gone.
-    patience: Duration,
+    end: End,
+}
+
+/// How a poll ends.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    /// Its connection broke.
+    CutOff,
+    Answered,
+    /// On the job the agent may spend a while before it polls again.
+    AnsweredWithJob,
 }
 
 impl Held {
@@ -306,12 +315,12 @@ impl Held {
 
     /// The poll ends with an answer; dropped without, its connection broke.
     pub(super) fn answered(mut self) {
-        self.patience = self.sessions.pace.answered;
+        self.end = End::Answered;
     }
 
-    /// The same with a job, on which the agent may spend a while before it polls again.
+    /// The same with a job.
     pub(super) fn answered_with_job(mut self) {
-        self.patience = self.sessions.pace.silent;
+        self.end = End::AnsweredWithJob;
     }
 }
 
@@ -322,7 +331,12 @@ impl Drop for Held {
             session.held = session.held.saturating_sub(1);
             // Of an older one's broken connection the agent knows: it has called again since.
             if session.polls == self.number {
-                session.falls_silent(self.patience);
+                let pace = &self.sessions.pace;
+                session.falls_silent(match self.end {
+                    End::CutOff => pace.closed,
+                    End::Answered => pace.answered,
+                    End::AnsweredWithJob => pace.silent,
+                });
             }
         }
     }

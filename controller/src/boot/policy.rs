@@ -18,7 +18,8 @@
 //!
 //! A machine that is known by its UUID alone, with a NIC that nobody has seen, had that NIC replaced or is another one: vendors ship
 //! one UUID on many boards. Where it would boot its disk and no user's data is at stake, it is treated as one that nobody has
-//! described, once: then its NIC is known. Elsewhere it boots its disk, and people are told ([`SHARED_UUID`]).
+//! described, once: then its NIC is known. Where the ramdisk would boot anyway, it does. Elsewhere it boots its disk, and people are told
+//! ([`SHARED_UUID`]).
 //!
 //! No table line powers anything off, and none but the operator's lets a machine with a user's data into the ramdisk. A job alone is not
 //! enough: one on a Server that was restored from a backup may have been done long ago.

@@ -145,6 +145,18 @@ fn another_address_or_link_is_no_change() {
 }
 
 #[test]
+fn another_name_of_a_card_without_an_address_is_no_change() {
+    let named = |name: &str| {
+        let mut inventory = server();
+        inventory.nics[0].mac = None;
+        inventory.nics[0].pci_address = "0000:41:00.0".to_owned();
+        inventory.nics[0].name = name.to_owned();
+        details(&inventory)
+    };
+    assert_eq!(changes(&named("ib0"), &named("ibp65s0")), Vec::<String>::new());
+}
+
+#[test]
 fn an_inventory_is_early_by_the_clock_of_another_computer_too_and_not_for_ever() {
     let mut inventory = server();
     inventory.warnings = vec![Warning {

@@ -212,6 +212,10 @@ pub(super) fn left_out(disks: &[Disk], root: Option<&Disk>) -> Vec<String> {
         _ if root == Some(disk) => None,
         (Seat::Plug, _) => Some(format!("{} is a USB disk or SD card", disk.name)),
         (Seat::Built, Err(why)) => Some(format!("{} has {why}", disk.name)),
+        (Seat::Network, _) if disk.transport == Transport::Sas => Some(format!(
+            "{} is a LUN of an array, which other machines may share",
+            disk.name
+        )),
         (Seat::Network, _) | (Seat::Built, Ok(())) => None,
     };
     let cannot = |disk: &Disk| match disk {

@@ -161,8 +161,11 @@ fn says_unusable(draft: &mut Draft<'_>, reach: &Reach) {
         }
         return;
     }
-    let since = draft.waiting_since(WaitReason::Bmc);
-    let since = since.filter(|_| draft.waited(WaitReason::Bmc, ramdisk::BOOT_DEADLINE));
+    let reasons = [WaitReason::Bmc, WaitReason::PoweringOff, WaitReason::PoweringOn];
+    let late = reasons
+        .into_iter()
+        .find(|reason| draft.waited(*reason, ramdisk::BOOT_DEADLINE));
+    let since = late.and_then(|reason| draft.waiting_since(reason));
     // Any error does; and this one stays as it was told first, though each question may fail otherwise.
     let is_told = draft.status.error_type.is_some();
     let Some(since) = since.filter(|_| !is_told && ramdisk::may_return_until(draft).is_none()) else {

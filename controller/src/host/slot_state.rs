@@ -49,7 +49,8 @@ pub(super) fn may_take_hours(host: &BareMetalHost) -> bool {
     is_told || owner(host) != Owner::Operator
 }
 
-/// True if the ramdisk of `server` may be clearing or writing disks: one that fell silent may go on with that for a while.
+/// True if the ramdisk of `server` may be clearing or writing disks: one that fell silent may go on with that for a while. Where the clock of
+/// its edge is wrong, its place may be given to another host too soon, and nothing else comes of it.
 fn may_be_at_work(server: &Server, now: Timestamp) -> bool {
     let session = server.session();
     let is_there = session.is_some_and(|session| session.state == SessionState::Connected)

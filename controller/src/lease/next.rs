@@ -24,7 +24,7 @@ pub const EPOCH_ANNOTATION: &str = "muster.dev/epoch";
 
 /// Annotation on the Lease: the number of the term that its holder gave up by itself, after its last write. Who takes the holder off by hand
 /// leaves no such mark, or that of an earlier term.
-const RELEASED_ANNOTATION: &str = "muster.dev/released";
+pub(super) const RELEASED_ANNOTATION: &str = "muster.dev/released";
 
 /// No term comes after that of this number. No clock leads there, so somebody wrote it; higher ones lose their last digits with some who read
 /// JSON, and the highest cannot grow.

@@ -20,7 +20,7 @@ use tokio::{task::JoinHandle, time::timeout};
 
 use super::{
     clock,
-    next::{Moment, Timing, duration, holder, version},
+    next::{Moment, Timing, duration, holder, is_released, version},
 };
 
 /// Annotation on the Lease: the one namespace whose hosts its holder acts on; none or empty: all.
@@ -301,7 +301,11 @@ impl Known {
     fn rivals(&self, now: Moment) -> impl Iterator<Item = Rival> {
         self.seen.iter().filter_map(move |(namespace, seen)| {
             let lease = &seen.lease;
-            let holder = holder(lease)?;
+            // One whose holder was removed by hand acts until it notices.
+            let holder = match is_released(lease) {
+                true => return None,
+                false => holder(lease).unwrap_or_default(),
+            };
             let lasts = now < seen.since?.saturating_add(self.lasts(lease));
             (lasts && self.meets(lease)).then(|| Rival {
                 namespace: namespace.clone(),

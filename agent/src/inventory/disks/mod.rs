@@ -62,6 +62,36 @@ pub(super) fn collect(root: &Root, patience: &mut Patience, warnings: &mut Warni
     disks
 }
 
+/// Fills in which of `disks` are members of a firmware RAID. For this alone disks themselves are read: one that is broken or asleep stays
+/// listed as it is.
+pub(super) fn tell_members(
+    root: &Root,
+    disks: &mut [Disk],
+    patience: &mut Patience,
+    warnings: &mut Warnings,
+) {
+    for disk in disks {
+        let node = node(disk);
+        let name = node.replace('/', "!");
+        let (block, node) = (root.sys("block").join(&name), root.dev(node));
+        let (own_root, size, unit) = (root.clone(), disk.size_bytes, disk.logical_block_bytes);
+        // At a place of its own: what does not hang is asked for as before.
+        let asked = device(block.clone()).join("end");
+        let end = patience.wait(asked, move || raid::of(&own_root, &block, &node, size, unit));
+        let mut subject = warnings.on("disks", &name);
+        match end {
+            Some(format) => disk.firmware_raid = subject.or_default(format).to_owned(),
+            None => subject
+                .say("its end, where a firmware RAID would be described, is not read: it does not answer"),
+        }
+    }
+}
+
+/// Where the device node of `disk` is below `/dev`, such as `sda` or `cciss/c0d0`.
+pub fn node(disk: &Disk) -> &str {
+    disk.name.splitn(3, '/').nth(2).unwrap_or_default()
+}
+
 /// The disk of this kernel name, as it is now.
 pub(super) fn one(root: &Root, name: &str) -> Option<Disk> {
     read(root, name).0
@@ -158,7 +188,7 @@ impl Reading<'_> {
             read_only: self.flag("ro"),
             zoned: self.text("queue/zoned") == "host-managed",
             asymmetric_access: self.has_port_groups(),
-            firmware_raid: self.firmware_raid(&chain, sectors.saturating_mul(SECTOR)),
+            firmware_raid: String::new(),
             hctl: self.hctl(),
             transport,
         })
@@ -232,21 +262,6 @@ impl Reading<'_> {
         const TPGS: u8 = 0x30;
         let inquiry = self.page("device/inquiry");
         inquiry.get(5).is_some_and(|byte| byte & TPGS != 0)
-    }
-
-    /// What the end of the disk, which has `size` bytes, says of a volume of firmware. Without its device node nobody can tell.
-    fn firmware_raid(&mut self, chain: &Chain, size: u64) -> String {
-        if !raid::is_possible(self.root, &self.block, chain) {
-            return String::new();
-        }
-        let block = match self.number("queue/logical_block_size") {
-            4096 => 4096,
-            _ => 512,
-        };
-        let device = self.root.dev(self.name.replace('!', "/"));
-        let end = sys::absent_as_none(sys::tail(&device, size, raid::BLOCKS * block));
-        let end = self.subject.or_default(end).unwrap_or_default();
-        raid::format(&end).to_owned()
     }
 
     fn hctl(&self) -> String {

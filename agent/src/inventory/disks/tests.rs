@@ -104,7 +104,13 @@ impl Disks {
 
     fn read(&self) -> (Vec<Disk>, Vec<Warning>) {
         let mut warnings = Warnings::default();
-        let disks = collect(&self.0.root(), &mut Patience::default(), &mut warnings);
+        let mut disks = collect(&self.0.root(), &mut Patience::default(), &mut warnings);
+        tell_members(
+            &self.0.root(),
+            &mut disks,
+            &mut Patience::default(),
+            &mut warnings,
+        );
         (disks, warnings.finish())
     }
 
@@ -365,6 +371,24 @@ fn a_disk_whose_end_cannot_be_read_costs_a_warning_and_is_listed() {
     let (found, warnings) = disks.read();
     assert_eq!((found.len(), found[0].firmware_raid.as_str()), (1, ""));
     assert_eq!((warnings.len(), warnings[0].subject.as_str()), (1, "sda"));
+
+    // Nor does one that never answers go, or keep a job that looks for its disks.
+    let disks = small_sata("0x010400\n");
+    let node = disks.0.root().dev("sda");
+    std::fs::create_dir_all(node.parent().unwrap()).unwrap();
+    nix::unistd::mkfifo(&node, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let mut warnings = Warnings::default();
+    let root = disks.0.root();
+    let mut found = collect(&root, &mut Patience::default(), &mut warnings);
+    let mut patience = Patience::of(std::time::Duration::from_millis(50));
+    tell_members(&root, &mut found, &mut patience, &mut warnings);
+    let said = warnings.finish();
+    assert_eq!((found.len(), said.len()), (1, 1), "{said:?}");
+    assert!(said[0].message.contains("does not answer"), "{said:?}");
+    assert_eq!(
+        collect(&root, &mut Patience::default(), &mut Warnings::default()),
+        found
+    );
 }
 
 #[test]

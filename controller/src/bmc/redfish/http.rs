@@ -140,10 +140,8 @@ impl<'a> HttpClient<'a> {
     }
 
     async fn ask_open(&mut self, asked: &Asked) -> Result<Told, BmcError> {
-        if asked.method != Method::GET {
-            // Some BMCs answer one request on a connection. A look is then repeated; a change is sent once, and would never come through.
-            self.open = None;
-        }
+        // Some BMCs answer one request on a connection. A look is then repeated; a change is sent once, and would never come through.
+        let was_open = asked.method != Method::GET && self.open.take().is_some();
         let reused = match &mut self.open {
             // It turns up soon whether the BMC keeps the connection.
             Some(open) => timeout(self.limits.request, open.sender.ready())
@@ -152,7 +150,16 @@ impl<'a> HttpClient<'a> {
             None => false,
         };
         if !reused {
-            self.open = Some(self.connect().await?);
+            self.open = Some(match self.connect().await {
+                // It was there a moment ago, and has heard nothing of the change.
+                Err(BmcError::Unreachable { reason }) if was_open => {
+                    return Err(BmcError::Busy {
+                        message: reason,
+                        retry_after: None,
+                    });
+                }
+                opened => opened?,
+            });
         }
         match self.ask_once(asked).await {
             // The BMC closed the connection, perhaps before it saw the request. As this only reads, that does not matter (RFC 9112

@@ -169,7 +169,12 @@ async fn write(
     mut now: Override,
 ) -> Result<Done, BmcError> {
     for attempt in 0..ATTEMPTS {
-        let Some(place) = now.ways.get(way) else { break };
+        let Some(place) = now.ways.get(way) else {
+            return Err(BmcError::Busy {
+                message: "the settings of its next boot are not shown any more".to_owned(),
+                retry_after: None,
+            });
+        };
         let Some(body) = now.to_write(place, want)? else {
             return Ok(Done::Already);
         };

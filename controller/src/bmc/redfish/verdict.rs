@@ -166,9 +166,12 @@ pub(super) fn of_look(error: BmcError) -> BmcError {
         BmcError::Refused {
             status: 500..,
             message,
-        }
-        | BmcError::Answer { reason: message } => BmcError::Busy {
+        } => BmcError::Busy {
             message,
+            retry_after: None,
+        },
+        BmcError::Answer { reason } => BmcError::Busy {
+            message: format!("{reason}; if that lasts, correct spec.bmc.address or restart the BMC"),
             retry_after: None,
         },
         error => error,

@@ -11,6 +11,13 @@ use crate::bounded::make_room;
 /// where one has, a machine that is given one of them may notice and decline it.
 pub const MANY: usize = 8;
 
+/// The same of a smaller pool: a device may well have a few of its own.
+const FEW: usize = 4;
+
+/// How long who did is not believed after its last answer. A router answers again tomorrow, and one that was believed again could keep a
+/// pool that is nearly full from ever having a free address.
+const DISBELIEVED: Duration = Duration::from_secs(86_400);
+
 /// The most devices that are remembered.
 const MAX: usize = 64;
 
@@ -33,7 +40,7 @@ pub enum Finding {
 /// What one device answered.
 #[derive(Clone, Debug, Default)]
 struct Device {
-    /// For which addresses, and until when that counts; fewer than [`MANY`].
+    /// For which addresses, and until when that counts; fewer than are many.
     addresses: Vec<(Ipv4Addr, Duration)>,
     /// It answered for many; not believed until then.
     disbelieved: Duration,
@@ -44,8 +51,16 @@ struct Device {
 pub struct Answerers(HashMap<Mac, Device>);
 
 impl Answerers {
-    /// What it means that `mac` answered for `address`; that it did is remembered for `span`.
-    pub fn hear(&mut self, mac: Mac, address: Ipv4Addr, span: Duration, now: Duration) -> Finding {
+    /// What it means that `mac` answered for `address`, one of `pool`; that it did is remembered for `span`.
+    pub fn hear(
+        &mut self,
+        mac: Mac,
+        address: Ipv4Addr,
+        pool: usize,
+        span: Duration,
+        now: Duration,
+    ) -> Finding {
+        let many = MANY.min(pool).max(FEW);
         if !self.0.contains_key(&mac) {
             // Who forges answers does not make us believe again.
             make_room(&mut self.0, MAX, |device| device.disbelieved > now);
@@ -56,11 +71,11 @@ impl Answerers {
             .addresses
             .retain(|(one, until)| *one != address && *until > now);
         device.addresses.push((address, now + span));
-        if was_believed && device.addresses.len() < MANY {
+        if was_believed && device.addresses.len() < many {
             return Finding::Taken(mac);
         }
         device.addresses.clear();
-        device.disbelieved = now + span;
+        device.disbelieved = now + DISBELIEVED;
         Finding::Unknown {
             by: mac,
             is_news: was_believed,
@@ -91,7 +106,7 @@ mod tests {
 
     /// What the device says for each of the first `number` addresses.
     fn hear(answerers: &mut Answerers, number: usize, now: Duration) -> Vec<Finding> {
-        let each = (0..number).map(|last| answerers.hear(mac(1), ip(last), SPAN, now));
+        let each = (0..number).map(|last| answerers.hear(mac(1), ip(last), 100, SPAN, now));
         each.collect()
     }
 
@@ -101,9 +116,20 @@ mod tests {
         let first = hear(&mut answerers, MANY + 1, NOW);
         assert_eq!(first[..MANY - 1], [TAKEN; MANY - 1]);
         assert_eq!(first[MANY - 1..], [unknown(true), unknown(false)]);
-        let later = NOW + SPAN - Duration::from_secs(1);
+        let later = NOW + DISBELIEVED - Duration::from_secs(1);
         assert_eq!(hear(&mut answerers, 1, later), [unknown(false)]);
-        assert_eq!(hear(&mut answerers, 1, later + SPAN), [TAKEN]);
+        assert_eq!(hear(&mut answerers, 1, later + DISBELIEVED), [TAKEN]);
+    }
+
+    #[test]
+    fn in_a_small_pool_fewer_addresses_are_many() {
+        for (pool, many) in [(100, MANY), (5, 5), (2, FEW)] {
+            let mut answerers = Answerers::default();
+            let found = (0..many).map(|last| answerers.hear(mac(1), ip(last), pool, SPAN, NOW));
+            let found: Vec<Finding> = found.collect();
+            assert_eq!(found[..many - 1], vec![TAKEN; many - 1], "{pool}");
+            assert_eq!(found[many - 1], unknown(true), "{pool}");
+        }
     }
 
     #[test]
@@ -114,7 +140,7 @@ mod tests {
             assert_eq!(all, [TAKEN; MANY - 1]);
         }
         // One that was given another address of late.
-        assert_eq!(answerers.hear(mac(1), ip(99), SPAN, NOW + SPAN), TAKEN);
+        assert_eq!(answerers.hear(mac(1), ip(99), 100, SPAN, NOW + SPAN), TAKEN);
     }
 
     #[test]
@@ -122,7 +148,7 @@ mod tests {
         let mut answerers = Answerers::default();
         hear(&mut answerers, MANY, NOW);
         for number in 2..100_000 {
-            answerers.hear(mac(number), ip(1), SPAN, NOW);
+            answerers.hear(mac(number), ip(1), 100, SPAN, NOW);
         }
         assert!(answerers.0.len() <= MAX);
         assert_eq!(hear(&mut answerers, 1, NOW), [unknown(false)]);

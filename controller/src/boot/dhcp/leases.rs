@@ -53,6 +53,15 @@ impl Pool {
             .sum()
     }
 
+    /// How many addresses it has.
+    fn size(&self) -> usize {
+        let sizes = self.ranges.iter().map(|(first, last)| {
+            let between = u32::from(*last).saturating_sub(u32::from(*first));
+            usize::try_from(between).unwrap_or(usize::MAX).saturating_add(1)
+        });
+        sizes.fold(0, usize::saturating_add)
+    }
+
     /// True for a pool without any address.
     pub fn is_empty(&self) -> bool {
         self.ranges.is_empty()
@@ -254,7 +263,8 @@ impl Leases {
     pub fn probed(&mut self, mac: Mac, address: Ipv4Addr, answer: Option<Mac>, now: Duration) -> Finding {
         let stranger = answer.filter(|answer| *answer != mac);
         let finding = stranger.map_or(Finding::Free, |by| {
-            self.answerers.hear(by, address, QUARANTINE, now)
+            self.answerers
+                .hear(by, address, self.pool.size(), QUARANTINE, now)
         });
         if let Finding::Unknown { by, is_news: true } = finding {
             self.forgive(by);

@@ -51,8 +51,8 @@ impl Presence {
     }
 }
 
-/// So long a session may outlive its machine: an edge takes an agent without a word for gone after 100 s, and has to write that. One that is
-/// connected after this time is of an agent that lives, whatever the BMC said.
+/// So long a session may outlive its machine: an edge takes an agent whose connection is dead for gone after 45 s, and one without a poll after
+/// 100 s, and has to write that. One that is connected after this time is of an agent that lives, whatever the BMC said.
 pub(super) const OUTLIVES: SignedDuration = SignedDuration::from_secs(120);
 
 /// The session of the machine's ramdisk, if that is here as far as can be known.

@@ -89,6 +89,8 @@ fn boot(draft: &mut Draft<'_>, operation: &str, order: PowerOrder) {
 }
 
 fn switch_off(draft: &mut Draft<'_>, operation: &str) {
+    // One that cannot be told what to boot stays on.
+    arm(draft, operation);
     draft.call(BmcCall::Power {
         operation: off_of(operation),
         order: PowerOrder::HardOff,

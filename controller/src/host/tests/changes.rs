@@ -203,6 +203,28 @@ fn a_host_says_that_its_bmc_is_silent_whatever_it_waited_for_before() {
 
 /// CAPM3 takes hosts that are available and have no error.
 #[test]
+fn an_available_host_whose_bmc_dies_while_its_power_changes_has_an_error_too() {
+    let mut world = at(State::Available);
+    world.settle();
+    world.disconnect();
+    world.settle();
+    world.ignored_orders = &[PowerOrder::SoftOff, PowerOrder::HardOff];
+    world.host().spec.online = false;
+    world.until("it is to go off", |world| waiting(world).0 == "PoweringOff");
+    world.bmc_up = false;
+    let error = |world: &World| world.host.as_ref().unwrap().status.clone().unwrap().error_type;
+    (0..14).for_each(|_| world.step(60));
+    assert_eq!(error(&world), None);
+    (0..3).for_each(|_| world.step(60));
+    assert_eq!(error(&world), Some(ErrorType::PowerManagement));
+    world.ignored_orders = &[];
+    world.bmc_up = true;
+    world.until("it is off", |world| !world.machine.on);
+    world.settle();
+    assert_eq!(error(&world), None);
+}
+
+#[test]
 fn an_available_host_that_can_be_reached_by_nothing_has_an_error_until_its_bmc_answers() {
     type Fails = fn(&mut World, bool);
     let ways: [(Fails, &str); 3] = [

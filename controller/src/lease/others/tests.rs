@@ -7,7 +7,10 @@ use tokio::sync::watch;
 use super::*;
 use crate::{
     fake_api::FakeApi,
-    lease::{Election, Identity, Standing},
+    lease::{
+        Election, Identity, Standing,
+        next::{EPOCH_ANNOTATION, RELEASED_ANNOTATION},
+    },
     watches::Watches,
 };
 
@@ -125,9 +128,17 @@ fn those_that_have_no_host_in_common_do_not_mind_each_other() {
 fn neither_our_own_lease_nor_one_that_nobody_holds_is_a_rivals() {
     let mut free = held("there", 1, wall());
     free.spec.as_mut().unwrap().holder_identity = None;
-    let mut known = known(None);
-    known.saw(vec![held("here", 1, wall()), free], SECOND, wall());
-    assert!(!is_rivalled(&known, SECOND));
+    let mut released = free.clone();
+    let marks = [EPOCH_ANNOTATION, RELEASED_ANNOTATION].map(|mark| (mark.to_owned(), "7".to_owned()));
+    released.metadata.annotations = Some(marks.into());
+    let is_a_rivals = |lease| {
+        let mut known = known(None);
+        known.saw(vec![held("here", 1, wall()), lease], SECOND, wall());
+        is_rivalled(&known, SECOND)
+    };
+    assert!(!is_a_rivals(released));
+    // Its holder was removed by hand, and acts until it notices.
+    assert!(is_a_rivals(free));
 }
 
 #[test]
@@ -363,7 +374,8 @@ async fn an_installation_stands_by_while_another_acts_on_the_same_hosts() {
         "{asked:?}"
     );
 
-    let gone = json!({"spec": {"holderIdentity": null}});
+    let marks = json!({"muster.dev/epoch": "7", "muster.dev/released": "7"});
+    let gone = json!({"metadata": {"annotations": marks}, "spec": {"holderIdentity": null}});
     api.edit("leases", "muster-control", &gone);
     wait(&mut standing, "it leads", leads).await;
     let all: Vec<Lease> = api.all("leases");

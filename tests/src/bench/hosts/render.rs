@@ -98,7 +98,7 @@ const BOUND: &str = "\n\
     The processors limit the times: they are busy throughout, mostly with the API server, so a slower computer takes proportionally \
     longer, and times can be compared only within one run.\n\n\
     With ten times as many hosts, each one costs the controller more, because it waits ten to twenty times as long for its turn.\n\
-    During that time, its agent renews its poll every minute, and the wait is also written to its status.\n\
+    During that time, its agent renews its poll every four minutes, and the wait is also written to its status.\n\
     Once it is provisioned, its BMC is asked for the power state every minute until the last host is provisioned, each time on a new \
     connection.\n\n\
     The size in etcd comes from the hardware: upstream's API stores it twice, in the host's status and in the HardwareData, and the \

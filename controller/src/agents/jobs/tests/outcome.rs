@@ -43,19 +43,22 @@ fn a_failure_is_told_in_clean_text_with_the_newest_lines_of_the_log() {
 }
 
 #[test]
-fn only_a_failure_has_a_log_so_that_no_poll_that_is_held_keeps_one() {
+fn only_an_outcome_has_lists_so_that_no_poll_that_is_held_keeps_one() {
     let log = vec!["a line".to_owned()];
-    for (outcome, kept) in [
-        (None, false),
-        (Some(Outcome::Done), false),
-        (failing("no luck"), true),
+    for (outcome, kept, warns) in [
+        (None, false, false),
+        (Some(Outcome::Done), false, true),
+        (failing("no luck"), true, true),
     ] {
         let told = PollRequest {
             log: log.clone(),
+            warnings: log.clone(),
             ..poll("1", outcome.clone())
         };
         let heard = heard(told);
         assert_eq!((heard.log == log, heard.log.capacity() > 0), (kept, kept));
+        let warned = (heard.warnings == log, heard.warnings.capacity() > 0);
+        assert_eq!(warned, (warns, warns));
         assert_eq!((heard.last.as_str(), heard.outcome), ("1", outcome));
     }
 }

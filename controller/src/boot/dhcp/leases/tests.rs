@@ -239,6 +239,21 @@ fn who_answers_for_every_address_takes_none_from_the_pool() {
 }
 
 #[test]
+fn who_answers_for_every_address_of_a_small_pool_takes_none_either_nor_after_a_quiet_time() {
+    let (router, nobody) = (mac(99), HashMap::new());
+    let mut leases = leases(100, 104);
+    let mut offer = |machine, now| {
+        let (offered, _) = offer_behind(router, &nobody, &mut leases, mac(machine), now);
+        let claim = Claim::Selecting(offered.expect("an address is free"));
+        assert!(matches!(leases.rule(mac(machine), claim, now), Ruling::Yes(_)));
+    };
+    offer(1, NOW);
+    let quiet = NOW + QUARANTINE * 2;
+    offer(2, quiet);
+    offer(3, quiet);
+}
+
+#[test]
 fn an_address_in_use_is_left_alone_also_where_another_device_answers_for_every_one() {
     let (router, stranger) = (mac(99), mac(98));
     let mut leases = leases(100, 111);
