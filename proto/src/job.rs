@@ -19,6 +19,9 @@ pub struct MachineId {
     /// SMBIOS system serial number.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub system_serial: Option<String>,
+    /// SMBIOS baseboard serial number: all that tells a machine apart whose vendor filled in nothing else.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub board_serial: Option<String>,
 }
 
 impl From<&Identity> for MachineId {
@@ -26,6 +29,7 @@ impl From<&Identity> for MachineId {
         MachineId {
             system_uuid: identity.system_uuid.clone(),
             system_serial: identity.system_serial.clone(),
+            board_serial: identity.board_serial.clone(),
         }
     }
 }

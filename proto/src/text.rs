@@ -63,7 +63,6 @@ fn is_invisible(c: char) -> bool {
 /// Values that firmware carries when nobody filled them in: their letters and digits in lower case, since vendors write them with all
 /// kinds of signs between.
 const PLACEHOLDERS: &[&str] = &[
-    "tobefilledbyoem",
     "tobesetbyoem",
     "filledbyoem",
     "fillbyoem",
@@ -92,36 +91,66 @@ const PLACEHOLDERS: &[&str] = &[
     "undefined",
     "na",
     "oem",
+    "oemnotspecify",
     "unknown",
+    "unknow",
+    "nullstring",
     "invalid",
     "empty",
-    "0123456789",
-    "123456789",
-    "1234567890",
-    "01234567",
-    "12345678",
+    "eval",
+    "iatpass",
     "0123456789abcdef",
     "123456789abcdef",
 ];
 
+/// How further such values begin, of which the rest differs.
+const PLACEHOLDER_STARTS: &[&str] = &["tobefilledbyoem", "serialnumberx", "type1", "type2"];
+
+/// What vendors write before digits that only count: `SYS-1234567890`.
+const COUNTED: &[&str] = &["chassis", "ssn", "sys", "nb", "mb", "sn"];
+
 /// `value` if it says something about this one machine: `None` for what vendors ship unfilled (`To Be Filled By O.E.M.`,
-/// all zeros, one character repeated, empty).
+/// all zeros, one character repeated, digits that only count, two digits at most, empty).
 pub fn usable(value: &str) -> Option<&str> {
     let value = value.trim();
     let signs = value.chars().filter(|sign| sign.is_alphanumeric());
     let signs: String = signs.flat_map(char::to_lowercase).collect();
     let first = signs.chars().next()?;
     let repeated = signs.chars().all(|sign| sign == first);
-    (!repeated && !PLACEHOLDERS.contains(&signs.as_str())).then_some(value)
+    let unfilled = PLACEHOLDERS.contains(&signs.as_str())
+        || PLACEHOLDER_STARTS.iter().any(|start| signs.starts_with(start));
+    (!repeated && !unfilled && !is_mere_number(&signs)).then_some(value)
+}
+
+/// True if `signs` are two digits at most, or five or more that count up or down, 0 after 9; in front of these may stand one of [`COUNTED`].
+fn is_mere_number(signs: &str) -> bool {
+    let bare = COUNTED.iter().find_map(|start| signs.strip_prefix(start));
+    let digits = bare.unwrap_or(signs).as_bytes();
+    if !digits.iter().all(u8::is_ascii_digit) {
+        return false;
+    }
+    let steps = |step: u8| {
+        let mut pairs = digits.windows(2);
+        pairs.all(|pair| matches!(pair, [one, next] if (*next + 10 - *one) % 10 == step))
+    };
+    let is_short = bare.is_none() && digits.len() < 3;
+    is_short || (digits.len() >= 5 && (steps(1) || steps(9)))
 }
 
 /// The usable form of an SMBIOS system UUID: lower case, 36 characters.
 ///
-/// All zeros and all ones mean "not set" (SMBIOS 3.x, 7.2.1); a few board vendors ship one UUID on every board.
+/// All zeros and all ones mean "not set" (SMBIOS 3.x, 7.2.1); some vendors ship one UUID on every board, in either byte order.
 pub fn usable_uuid(value: &str) -> Option<String> {
     const SHIPPED_ON_EVERY_BOARD: &[&str] = &[
         "03000200-0400-0500-0006-000700080009",
         "12345678-1234-5678-90ab-cddeefaabbcc",
+        "02000100-0300-0400-0005-000600070008",
+        "03020100-0504-0706-0809-0a0b0c0d0e0f",
+        "07090201-0103-0301-0807-060504030201",
+        "10000000-0000-8000-0040-000000000000",
+        "11111111-2222-3333-4444-555555555555",
+        // Dell's, of a replaced board into which nobody wrote the service tag: in its place are spaces.
+        "4c4c4544-0000-2010-8020-80c04f202020",
     ];
     let lower = value.trim().to_lowercase();
     let shape = lower.len() == 36
@@ -129,10 +158,19 @@ pub fn usable_uuid(value: &str) -> Option<String> {
             8 | 13 | 18 | 23 => byte == b'-',
             _ => byte.is_ascii_hexdigit(),
         });
-    let mut digits = lower.bytes().filter(|byte| *byte != b'-');
-    let first = digits.next()?;
-    let repeated = digits.all(|digit| digit == first);
-    (shape && !repeated && !SHIPPED_ON_EVERY_BOARD.contains(&lower.as_str())).then_some(lower)
+    if !shape {
+        return None;
+    }
+    let digits = lower.replace('-', "");
+    let digits = digits.as_bytes();
+    let repeated = digits.chunks(2).all(|byte| digits.starts_with(byte));
+    let swapped = swapped_uuid(&lower)?;
+    let shipped = [lower.as_str(), swapped.as_str()]
+        .iter()
+        .any(|uuid| SHIPPED_ON_EVERY_BOARD.contains(uuid))
+        // Only the first field was filled in.
+        || lower.ends_with("-ffff-ffff-ffff-ffffffffffff");
+    (!repeated && !shipped).then_some(lower)
 }
 
 /// True if `one` and `other`, both in their usable form, mean the same system: firmware, BMCs and kernels disagree about the byte order of
@@ -240,10 +278,47 @@ mod tests {
             "None",
             ".......",
             "System Serial Number",
+            "To be filled by O.E.M. by More String",
+            "Serial Number xxxxxx",
+            "Type1 - Serial Number0",
+            "Type2 - Board Serial Number",
+            "(null string)",
+            "Unknow",
+            "EVAL",
+            "IATPASS",
+            "OEM not specify",
+            "-64",
+            "12345",
+            "0123456789",
+            "12345678901234567",
+            "SYS-1234567890",
+            "SYS-9876543210",
+            "MB-1234567890",
+            "SN-12345",
+            "SSN12345678901234567890",
+            "NB-1234567890",
+            "Chassis-1234567890",
         ] {
             assert_eq!(usable(junk), None, "{junk:?}");
         }
         assert_eq!(usable(" J5K2X93 "), Some("J5K2X93"));
+        for real in [
+            "CZ3415ABCD",
+            "S123456X0123456",
+            "MB1234567891",
+            "SN12346",
+            "SN1",
+            "1234",
+            "13579",
+            "A1",
+            "HP",
+            "640",
+            "TYPEX1",
+            "LAB-7",
+            "SIM0000001",
+        ] {
+            assert_eq!(usable(real), Some(real));
+        }
     }
 
     #[test]
@@ -251,11 +326,24 @@ mod tests {
         for junk in [
             "00000000-0000-0000-0000-000000000000",
             "ffffffff-ffff-ffff-ffff-ffffffffffff",
+            "fefefefe-fefe-fefe-fefe-fefefefefefe",
+            "58585858-5858-5858-5858-585858585858",
+            "56f49712-ffff-ffff-ffff-ffffffffffff",
             "03000200-0400-0500-0006-000700080009",
+            "00020003-0004-0005-0006-000700080009",
+            "12345678-1234-5678-90ab-cddeefaabbcc",
+            "02000100-0300-0400-0005-000600070008",
+            "03020100-0504-0706-0809-0a0b0c0d0e0f",
+            "07090201-0103-0301-0807-060504030201",
+            "10000000-0000-8000-0040-000000000000",
+            "11111111-2222-3333-4444-555555555555",
+            "4C4C4544-0000-2010-8020-80C04F202020",
             "Not Settable",
             "",
         ] {
             assert_eq!(usable_uuid(junk), None, "{junk:?}");
+            let swapped = swapped_uuid(junk).unwrap_or_default();
+            assert_eq!(usable_uuid(&swapped), None, "{junk:?} in the other byte order");
         }
         assert_eq!(
             usable_uuid("4C4C4544-0035-4B10-8032-CAC04F583933").as_deref(),

@@ -22,7 +22,7 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
     /// The job does not say which machine it means.
-    #[error("identify the machine: the job names neither a system UUID nor a serial number")]
+    #[error("identify the machine: the job names no usable UUID or serial number of its system or board")]
     NoMachine,
     /// The job means another machine.
     #[error("identify the machine: its {what} is {found}, but the job is for {meant}")]
@@ -217,6 +217,7 @@ fn compare_machine(meant: &MachineId, found: &MachineId) -> Result<(), Refused> 
     let meant = Identity {
         system_uuid: meant.system_uuid.clone(),
         system_serial: meant.system_serial.clone(),
+        board_serial: meant.board_serial.clone(),
         ..Identity::default()
     };
     let meant = MachineId::from(&meant.normalised());
@@ -226,6 +227,7 @@ fn compare_machine(meant: &MachineId, found: &MachineId) -> Result<(), Refused> 
     for (what, meant, found) in [
         ("system UUID", meant.system_uuid, &found.system_uuid),
         ("system serial number", meant.system_serial, &found.system_serial),
+        ("board serial number", meant.board_serial, &found.board_serial),
     ] {
         if let Some(meant) = meant
             && found.as_ref() != Some(&meant)

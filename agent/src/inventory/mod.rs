@@ -111,6 +111,7 @@ pub fn machine(root: &Root) -> MachineId {
     let identity = Identity {
         system_uuid: Some(system.uuid),
         system_serial: Some(system.serial),
+        board_serial: Some(system.board_serial),
         ..Identity::default()
     };
     MachineId::from(&identity.normalised())

@@ -284,15 +284,18 @@ struct Relation {
 
 impl Relation {
     fn of(one: &Identity, other: &Identity) -> Relation {
-        let signal = |one: &Option<String>, other: &Option<String>| match (one, other) {
-            (Some(one), Some(other)) if one.eq_ignore_ascii_case(other) => Signal::Same,
+        type IsSame = fn(&str, &str) -> bool;
+        let signal = |one: &Option<String>, other: &Option<String>, is_same: IsSame| match (one, other) {
+            (Some(one), Some(other)) if is_same(one, other) => Signal::Same,
             (Some(_), Some(_)) => Signal::Differs,
             _ => Signal::Unknown,
         };
+        let is_same = str::eq_ignore_ascii_case;
         Relation {
-            uuid: signal(&one.system_uuid, &other.system_uuid),
-            serial: signal(&one.system_serial, &other.system_serial),
-            board: signal(&one.board_serial, &other.board_serial),
+            // Updated firmware may tell it in the other byte order.
+            uuid: signal(&one.system_uuid, &other.system_uuid, text::is_same_uuid),
+            serial: signal(&one.system_serial, &other.system_serial, is_same),
+            board: signal(&one.board_serial, &other.board_serial, is_same),
         }
     }
 }

@@ -174,7 +174,8 @@ fn machine(host: &BareMetalHost, server: &Server, inventory: &Inventory) -> Resu
     let id = MachineId::from(&inventory.identity);
     if id == MachineId::default() {
         return Err(
-            "the machine has neither a UUID nor a serial number: it cannot be told apart from other machines"
+            "the machine has no usable UUID or serial number, not even of its board: it cannot be told apart from other machines; \
+             next: set a serial number or a UUID in the firmware's setup or with the vendor's tool, then reboot the machine"
                 .to_owned(),
         );
     }

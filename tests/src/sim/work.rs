@@ -108,9 +108,10 @@ async fn run(
 
 fn is_meant(machine: &MachineId, identity: &Identity) -> Result<(), Failed> {
     let same = |meant: &Option<String>, is: &Option<String>| meant.is_none() || meant == is;
-    let named = machine.system_uuid.is_some() || machine.system_serial.is_some();
+    let named = *machine != MachineId::default();
     let meant = same(&machine.system_uuid, &identity.system_uuid)
-        && same(&machine.system_serial, &identity.system_serial);
+        && same(&machine.system_serial, &identity.system_serial)
+        && same(&machine.board_serial, &identity.board_serial);
     if named && meant {
         return Ok(());
     }

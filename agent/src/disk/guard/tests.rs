@@ -34,7 +34,7 @@ pub(crate) fn machine() -> Tree {
 pub(crate) fn meant() -> MachineId {
     MachineId {
         system_uuid: Some(UUID.to_owned()),
-        system_serial: None,
+        ..MachineId::default()
     }
 }
 
@@ -116,6 +116,7 @@ fn another_machine_is_refused() {
         let machine = MachineId {
             system_uuid: uuid.map(str::to_owned),
             system_serial: serial.map(str::to_owned),
+            ..MachineId::default()
         };
         allow(&tree.root(), &machine, &disk("/dev/vda", "A"))
     };
@@ -139,6 +140,32 @@ fn another_machine_is_refused() {
         allow(&unknown.root(), &meant(), &disk("/dev/vda", "A")),
         Err(Refused::OtherMachine { .. })
     ));
+}
+
+#[test]
+fn a_machine_whose_system_says_nothing_is_told_by_its_board() {
+    let (uuid, serial) = ("03000200-0400-0500-0006-000700080009", "To Be Filled By O.E.M.");
+    let tree = machine_without_identity()
+        .file("sys/class/dmi/id/product_uuid", uuid)
+        .file("sys/class/dmi/id/product_serial", serial)
+        .file("sys/class/dmi/id/board_serial", "BRD-1\n");
+    let try_with = |board: &str| {
+        let machine = MachineId {
+            system_uuid: Some(uuid.to_owned()),
+            system_serial: Some(serial.to_owned()),
+            board_serial: Some(board.to_owned()),
+        };
+        allow(&tree.root(), &machine, &disk("/dev/vda", "A"))
+    };
+    try_with("BRD-1").unwrap();
+    assert!(matches!(
+        try_with("BRD-2"),
+        Err(Refused::OtherMachine {
+            what: "board serial number",
+            ..
+        })
+    ));
+    assert!(matches!(try_with("Default string"), Err(Refused::NoMachine)));
 }
 
 fn machine_without_identity() -> Tree {

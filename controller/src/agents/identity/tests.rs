@@ -250,6 +250,20 @@ fn a_nic_that_moved_makes_nobody_a_machine_that_is_connected_or_in_use() {
 }
 
 #[test]
+fn a_uuid_in_the_other_byte_order_is_the_same() {
+    let swapped = text::swapped_uuid(UUID_A).unwrap();
+    let known = id(&swapped, "", "", &[nic(1)]);
+    let in_use = Machine {
+        in_use: true,
+        ..machine("a", &known)
+    };
+    let now = id(UUID_A, "", "", &[nic(1), nic(2)]);
+    assert_eq!(name(&now, nic(2), &[in_use]), "a");
+    let other = id(UUID_B, "", "", &[nic(1), nic(2)]);
+    assert_eq!(name(&other, nic(2), &[in_use]), "mac-001b21000002");
+}
+
+#[test]
 fn a_nic_that_moved_takes_its_address_along() {
     let a = id(UUID_A, "A1", "BA1", &[nic(1), nic(9)]);
     let b = id(UUID_B, "B1", "BB1", &[nic(2)]);

@@ -531,7 +531,7 @@ fn the_guard_refuses_another_machine_and_a_disk_that_cannot_be_told() {
             |world| {
                 world.change_inventory(|inventory| inventory.identity.system_uuid = None);
             },
-            "told apart from other machines",
+            "told apart from other machines; next: set a serial number",
         ),
         (
             |world| world.annotate(muster_proto::kinds::PROTECTED_ANNOTATION, ""),
@@ -563,6 +563,14 @@ fn the_guard_refuses_another_machine_and_a_disk_that_cannot_be_told() {
     let permit = guard::to_write(world.host.as_ref().unwrap(), &world.seen(), &target).unwrap();
     assert_eq!(permit.disks()[0].serial, "serial-sda");
     assert!(permit.machine().system_uuid.is_some());
+    // What tells the machine where its vendor filled in nothing else.
+    let mut unfilled = ready();
+    unfilled.change_inventory(|inventory| {
+        inventory.identity.system_uuid = None;
+        inventory.identity.board_serial = Some("BRD-1".to_owned());
+    });
+    let permit = guard::to_write(unfilled.host.as_ref().unwrap(), &unfilled.seen(), &target).unwrap();
+    assert_eq!(permit.machine().board_serial.as_deref(), Some("BRD-1"));
     for (spoil, word) in refused {
         let mut world = ready();
         let target = disk(&world);
