@@ -210,7 +210,7 @@ const NAMED_CHANGES: usize = 12;
 pub fn changes(old: &HardwareDetails, new: &HardwareDetails) -> Vec<String> {
     let mut all = Vec::new();
     parts(&mut all, "disk", &disks(old), &disks(new));
-    parts(&mut all, "NIC", &nics(old), &nics(new));
+    parts(&mut all, "NIC", &nics(old, new), &nics(new, old));
     if old.ram_mebibytes != new.ram_mebibytes {
         all.push(format!("memory {} -> {}", mebibytes(old), mebibytes(new)));
     }
@@ -301,7 +301,15 @@ fn disks(of: &HardwareDetails) -> Parts {
     }))
 }
 
-fn nics(of: &HardwareDetails) -> Parts {
+/// The NICs of `of`, to be compared with those of `other`.
+fn nics(of: &HardwareDetails, other: &HardwareDetails) -> Parts {
+    // The NIC that a BMC pretends to be on USB may have another made-up address at each boot.
+    let is_made_up = |nic: &HardwareNic| {
+        let mac = nic.mac.as_ref().and_then(|mac| mac.parse::<Mac>().ok());
+        nic.pci_address.is_none()
+            && mac.is_some_and(Mac::is_local)
+            && !other.nics.iter().any(|known| known.mac == nic.mac)
+    };
     let mut seen: Vec<(&Option<String>, &Option<String>)> = Vec::new();
     collect(of.nics.iter().filter_map(|nic| {
         // The second entry of an interface with two addresses.
@@ -310,11 +318,8 @@ fn nics(of: &HardwareDetails) -> Parts {
         }
         seen.push((&nic.name, &nic.mac));
         // InfiniBand has no address that stays.
-        let id = nic
-            .mac
-            .as_ref()
-            .or(nic.pci_address.as_ref())
-            .or(nic.name.as_ref());
+        let mac = nic.mac.as_ref().filter(|_| !is_made_up(nic));
+        let id = mac.or(nic.pci_address.as_ref()).or(nic.name.as_ref());
         Some((
             id.cloned().unwrap_or_default(),
             nic.model.clone().unwrap_or_default(),

@@ -43,6 +43,7 @@ fn server() -> Inventory {
             Nic {
                 name: "eth1".to_owned(),
                 mac: Some(mac(2)),
+                pci_address: "0000:00:04.0".to_owned(),
                 ..Nic::default()
             },
         ],
@@ -87,7 +88,7 @@ fn hardware_has_metal3s_shape() {
                  "pxe": true, "pciAddress": "0000:00:03.0"},
                 {"name": "eth0", "model": "0x8086 0x1572", "mac": "52:54:00:00:00:01", "ip": "2001:db8::7", "speedGbps": 2,
                  "pxe": true, "pciAddress": "0000:00:03.0"},
-                {"name": "eth1", "mac": "52:54:00:00:00:02"},
+                {"name": "eth1", "mac": "52:54:00:00:00:02", "pciAddress": "0000:00:04.0"},
             ],
             "storage": [
                 {"name": "/dev/disk/by-path/pci-0000:00:04.0-nvme-1", "rotational": false, "type": "NVME",
@@ -154,6 +155,33 @@ fn another_name_of_a_card_without_an_address_is_no_change() {
         details(&inventory)
     };
     assert_eq!(changes(&named("ib0"), &named("ibp65s0")), Vec::<String>::new());
+}
+
+#[test]
+fn another_made_up_address_of_the_bmcs_nic_is_no_change() {
+    let with_usb = |last: u8, pci: &str, address: &str| {
+        let mut inventory = server();
+        inventory.nics[1].mac = Some(mac(last));
+        inventory.nics[1].pci_address = pci.to_owned();
+        inventory.nics.push(Nic {
+            name: "usb0".to_owned(),
+            mac: Some(address.parse().unwrap()),
+            ..Nic::default()
+        });
+        details(&inventory)
+    };
+    let (pci, first) = ("0000:00:04.0", "be:3a:f2:b6:05:9f");
+    let old = with_usb(2, pci, first);
+    let changed = |new: &HardwareDetails| changes(&old, new);
+    assert_eq!(
+        changed(&with_usb(2, pci, "be:3a:f2:00:00:01")),
+        Vec::<String>::new()
+    );
+    assert_eq!(changed(&with_usb(2, pci, "00:50:b6:05:9f:01")).len(), 2);
+    // A virtual machine's NIC is another one with another address; who inspected it before may not have said where it sits.
+    assert_eq!(changed(&with_usb(9, pci, first)).len(), 2);
+    assert_eq!(changed(&with_usb(2, "", first)), Vec::<String>::new());
+    assert_eq!(changes(&with_usb(2, "", first), &old), Vec::<String>::new());
 }
 
 #[test]

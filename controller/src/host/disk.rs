@@ -1,10 +1,10 @@
 //! Which disk the image goes to, and which disks are cleaned. Pure.
 //!
-//! All hints must hold. Several disks may: then it is the first by kernel name, as upstream takes it. Without hints it is the
-//! smallest disk of at least 4 GiB that is neither removable, read-only nor zoned, nor one of several paths to the same disk, and one behind
-//! iSCSI or Fibre Channel, or of an array behind SAS, only where the machine has no other: it may be another machine's as well. One behind
-//! USB and an SD card somebody may have left there, and few of them say that they are removable, and a member of a firmware RAID is half of
-//! something: they are taken only where hints leave no other.
+//! All hints must hold. Several disks may match: then it is the first by kernel name, as upstream takes it; but where a hint is a disk's
+//! number, and several have that, it is none. Without hints it is the smallest disk of at least 4 GiB that is neither removable, read-only
+//! nor zoned, nor one of several paths to the same disk, and one behind iSCSI or Fibre Channel, or of an array behind SAS, only where the
+//! machine has no other: it may be another machine's as well. One behind USB and an SD card somebody may have left there, and few of them
+//! say that they are removable, and a member of a firmware RAID is half of something: they are taken only where hints leave no other.
 //! Upstream would take `/dev/sda` there, whatever that is; a profile that says so counts only where somebody set it.
 
 use std::collections::BTreeMap;
@@ -74,18 +74,20 @@ pub(super) fn choose<'a>(hints: Option<&RootDeviceHints>, disks: &'a [Disk]) -> 
                 )
             });
     };
-    let mut meant = disks.iter().filter(|disk| matches(&hints, disk)).peekable();
-    let first = *meant.peek().ok_or_else(|| {
+    let meant: Vec<&Disk> = disks.iter().filter(|disk| matches(&hints, disk)).collect();
+    let first = *meant.first().ok_or_else(|| {
         format!(
             "none of the {} disks matches the root device hints: {}; next: correct spec.rootDeviceHints to match a disk in the host's HardwareData",
             disks.len(),
             words(&hints)
         )
     })?;
-    // As the agent has it, which would refuse any other. Of those that the hints do not tell apart, the machine's own come first.
-    let writable = meant.filter(|disk| is_writable(disk));
+    // As the agent has it, which would refuse any other.
+    let writable: Vec<&Disk> = meant.into_iter().filter(|disk| is_writable(disk)).collect();
+    refuse_shared_number(&hints, &writable)?;
+    // Of those that the hints do not tell apart, the machine's own come first.
     let first_choice = |disk: &&Disk| (!disk.firmware_raid.is_empty(), Seat::of(disk));
-    writable.min_by_key(first_choice).ok_or_else(|| {
+    writable.into_iter().min_by_key(first_choice).ok_or_else(|| {
         let what = match first {
             Disk { read_only: true, .. } => "read-only",
             Disk { zoned: true, .. } => ZONED,
@@ -96,6 +98,30 @@ pub(super) fn choose<'a>(hints: Option<&RootDeviceHints>, disks: &'a [Disk]) -> 
             first.name
         )
     })
+}
+
+/// An error where `hints` give the number of one disk, and it is that of several of `disks`: HPE's Smart Array says the controller's serial
+/// number of each of its volumes, and the names of an array's volumes begin alike. Several paths to a disk show one world wide name.
+fn refuse_shared_number(hints: &RootDeviceHints, disks: &[&Disk]) -> Result<(), String> {
+    /// How many of them are named.
+    const NAMED: usize = 4;
+    let named = |disk: &&Disk| Some((world_wide_name(disk)?.to_owned(), disk.name.clone()));
+    let all: BTreeMap<String, String> = disks.iter().filter_map(named).collect();
+    let has_number = hints.serial_number.is_some() || hints.wwn.is_some();
+    if !has_number || all.len() < 2 {
+        return Ok(());
+    }
+    let some = all
+        .iter()
+        .take(NAMED)
+        .map(|(wwn, name)| format!("{name} ({wwn})"));
+    Err(format!(
+        "{} different disks match the root device hints: {}, such as {}, so no image is written to any; next: add wwnWithExtension or \
+         deviceName to spec.rootDeviceHints",
+        all.len(),
+        words(hints),
+        some.collect::<Vec<_>>().join(", ")
+    ))
 }
 
 /// True if `disk` is the one that was called `id`, wherever it hangs now, unless nothing else tells it from others.

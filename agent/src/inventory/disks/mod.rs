@@ -158,14 +158,20 @@ impl Reading<'_> {
             return None;
         }
         let sectors: u64 = self.subject.or_none(sys::number(&self.block.join("size")))?;
-        if sectors == 0 {
-            return None;
-        }
         let transport = match chain.transport() {
             // Linux documents the names in mmc_type_show (drivers/mmc/core/bus.c); cards that do IO, too, are `SDcombo`.
             Transport::Mmc if self.text("device/type").starts_with("SD") => Transport::Sd,
             other => other,
         };
+        if sectors == 0 {
+            // An empty card reader or drive has no size either.
+            let has_slot = self.flag("removable") || matches!(transport, Transport::Usb | Transport::Sd);
+            if !has_slot {
+                self.subject
+                    .say("has no size, so it is left out: its sectors may have 520 bytes or metadata, or it is locked or broken");
+            }
+            return None;
+        }
         let identify = self.identify(transport);
         let names = self.names(&chain, transport, identify.as_ref());
         let naa = self.naa(identify.as_ref());

@@ -516,8 +516,28 @@ fn what_is_no_disk_is_left_out() {
         .file(
             "sys/devices/pci0000:00/0000:00:04.0/host9/target9:0:0/9:0:0:0/block/sdz/size",
             "0\n",
+        )
+        .file(
+            "sys/devices/pci0000:00/0000:00:04.0/host9/target9:0:0/9:0:0:0/block/sdz/removable",
+            "1\n",
         );
     assert_eq!(disks.one().name, "/dev/vda");
+}
+
+#[test]
+fn a_disk_without_a_size_is_left_out_with_a_warning() {
+    let without_size = |host: &str| {
+        let size = format!("sys/devices/{host}/target0:0:0/0:0:0:0/block/sda/size");
+        let disks = Disks::new().virtio().scsi("sda", host, "0:0:0:0");
+        let (found, warnings) = disks.file(&size, "0\n").read();
+        assert_eq!((found.len(), found[0].name.as_str()), (1, "/dev/vda"));
+        warnings
+    };
+    let said = without_size("pci0000:00/0000:00:04.0/host0");
+    assert_eq!((said.len(), said[0].subject.as_str()), (1, "sda"), "{said:?}");
+    assert!(said[0].message.contains("no size"), "{said:?}");
+    // A reader without a card, whose firmware calls it fixed.
+    assert_eq!(without_size("pci0000:00/0000:00:14.0/usb1/1-2/1-2:1.0/host0"), []);
 }
 
 #[test]

@@ -112,8 +112,8 @@ impl Table<'_> {
             .collect()
     }
 
-    /// Type 17: every populated slot of main memory. Slots of video memory and caches, and firmware's own flash,
-    /// are left out.
+    /// Type 17: every populated slot of main memory. Slots of video memory and caches, firmware's own flash, and modules that keep
+    /// all of their content without power are left out.
     pub fn memory_devices(&self) -> Vec<MemoryDevice> {
         const SYSTEM_MEMORY: u8 = 3;
         let elsewhere: Vec<u16> = self
@@ -123,28 +123,46 @@ impl Table<'_> {
             .collect();
         self.of_kind(17)
             .filter(|slot| slot.word(0x04).is_none_or(|array| !elsewhere.contains(&array)))
-            .filter(|slot| !is_non_volatile(slot))
+            .filter(|slot| !is_rom(slot))
             .filter_map(memory_device)
             .collect()
     }
 }
 
-/// ROM, flash, the PROMs, and persistent memory modules.
-fn is_non_volatile(slot: &Structure<'_>) -> bool {
-    matches!(slot.byte(0x12), Some(0x08..=0x0c | 0x1f))
+/// ROM, flash and the PROMs.
+fn is_rom(slot: &Structure<'_>) -> bool {
+    matches!(slot.byte(0x12), Some(0x08..=0x0c))
 }
 
-/// `None` for an empty slot.
+/// By the memory's type (a logical non-volatile device), its details, or its technology (NVDIMMs and Optane, since version 3.2).
+fn is_persistent(slot: &Structure<'_>) -> bool {
+    const LOGICAL: u8 = 0x1f;
+    const NON_VOLATILE: u16 = 1 << 12;
+    slot.byte(0x12) == Some(LOGICAL)
+        || slot.word(0x13).is_some_and(|detail| detail & NON_VOLATILE != 0)
+        || matches!(slot.byte(0x28), Some(0x04..=0x07))
+}
+
+/// How much of a persistent module serves as main memory, in KiB; `None`: nothing, or the firmware does not know. Of other modules this is not
+/// asked: firmware may leave it 0 there.
+fn volatile_kib(slot: &Structure<'_>) -> Option<u64> {
+    let bytes = slot.bytes(0x3c).map(u64::from_le_bytes)?;
+    Some(bytes / 1024).filter(|kib| *kib > 0 && bytes != u64::MAX)
+}
+
+/// `None` for an empty slot, and for a module of which nothing is main memory.
 fn memory_device(slot: &Structure<'_>) -> Option<MemoryDevice> {
     const UNKNOWN: u16 = 0xffff;
     const EXTENDED: u16 = 0x7fff;
     const KIBIBYTES: u16 = 0x8000;
     let size_kib = match slot.word(0x0c)? {
         0 => return None,
-        UNKNOWN => None,
-        EXTENDED => slot.dword(0x1c).map(|mib| u64::from(mib & 0x7fff_ffff) * 1024),
-        size if size & KIBIBYTES != 0 => Some(u64::from(size & !KIBIBYTES)),
-        size => Some(u64::from(size) * 1024),
+        _ if is_persistent(slot) => volatile_kib(slot)?,
+        UNKNOWN => 0,
+        // Before version 2.7 there was no larger field, and this was a size like any other.
+        EXTENDED => u64::from(slot.dword(0x1c).unwrap_or(u32::from(EXTENDED)) & 0x7fff_ffff) * 1024,
+        size if size & KIBIBYTES != 0 => u64::from(size & !KIBIBYTES),
+        size => u64::from(size) * 1024,
     };
     let speed = |short: usize, long: usize| match slot.word(short)? {
         0 => None,
@@ -153,7 +171,7 @@ fn memory_device(slot: &Structure<'_>) -> Option<MemoryDevice> {
     };
     Some(MemoryDevice {
         locator: slot.string(0x10),
-        size_kib,
+        size_kib: Some(size_kib).filter(|kib| *kib > 0),
         speed_mts: speed(0x20, 0x58).or_else(|| speed(0x15, 0x54)).unwrap_or(0),
         manufacturer: slot.string(0x17),
         part: slot.string(0x1a),

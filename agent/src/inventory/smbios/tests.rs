@@ -178,6 +178,9 @@ fn module_sizes_come_in_three_units() {
         .module(0x8000 | 512, 0, "A2")
         .module(0x7fff, 0x8000_0000 | 65536, "A3")
         .module(0xffff, 0, "A4")
+        .module(0x8000, 0, "A5")
+        // A table of before version 2.7, which ends where the larger size would stand.
+        .with(17, 0x1106, 0x1b, &[(0x0c, &[0xff, 0x7f]), (0x10, &[1])], &["A6"])
         .end();
     let devices = parse(&raw).memory_devices();
     let sizes: Vec<_> = devices
@@ -191,7 +194,9 @@ fn module_sizes_come_in_three_units() {
             ("A1", Some(16 * gib)),
             ("A2", Some(512)),
             ("A3", Some(64 * gib)),
-            ("A4", None)
+            ("A4", None),
+            ("A5", None),
+            ("A6", Some(32767 * 1024)),
         ]
     );
     assert_eq!(devices[0].speed_mts, 2933);
@@ -214,6 +219,63 @@ fn video_memory_and_flash_are_not_main_memory() {
     let builder = a_server().with(16, 0x1001, 0x17, &[(4, &[3, 4])], &[]);
     let raw = in_array(in_array(builder, 0x1001, 0x1a), 0x1000, 0x09).end();
     assert_eq!(parse(&raw).memory_devices(), []);
+}
+
+#[test]
+fn of_persistent_memory_counts_what_serves_as_main_memory() {
+    const DDR4: u8 = 0x1a;
+    const LOGICAL: u8 = 0x1f;
+    const REGISTERED: u16 = 1 << 13;
+    const NON_VOLATILE: u16 = 1 << 12;
+    let gib = 1_u64 << 30;
+    let counted = |length: u8, kind: u8, detail: u16, technology: u8, volatile: u64| {
+        let fields: [(usize, &[u8]); 5] = [
+            (0x0c, &16384_u16.to_le_bytes()),
+            (0x12, &[kind]),
+            (0x13, &detail.to_le_bytes()),
+            (0x28, &[technology]),
+            (0x3c, &volatile.to_le_bytes()),
+        ];
+        // Tables of older versions end before the technology.
+        let fields = if length > 0x28 { &fields[..] } else { &fields[..3] };
+        let raw = a_server().with(17, 0x1101, length, fields, &[]).end();
+        let devices = parse(&raw).memory_devices();
+        devices.first().map(|device| device.size_kib.unwrap() << 10)
+    };
+    let cases = [
+        ("an NVDIMM", (0x5c, DDR4, NON_VOLATILE, 4, 0), None),
+        ("one without details", (0x5c, DDR4, REGISTERED, 4, 0), None),
+        (
+            "one whose parts are unknown",
+            (0x5c, DDR4, NON_VOLATILE, 4, u64::MAX),
+            None,
+        ),
+        ("one of an older table", (0x28, DDR4, NON_VOLATILE, 0, 0), None),
+        ("Optane as storage", (0x5c, LOGICAL, NON_VOLATILE, 7, 0), None),
+        (
+            "Optane as memory",
+            (0x5c, LOGICAL, NON_VOLATILE, 7, 12 * gib),
+            Some(12 * gib),
+        ),
+        ("a DIMM", (0x5c, DDR4, REGISTERED, 3, 16 * gib), Some(16 * gib)),
+        (
+            "a DIMM whose parts are not filled in",
+            (0x5c, DDR4, REGISTERED, 3, 0),
+            Some(16 * gib),
+        ),
+        (
+            "a DIMM of an older table",
+            (0x28, DDR4, REGISTERED, 0, 0),
+            Some(16 * gib),
+        ),
+    ];
+    for (name, (length, kind, detail, technology, volatile), expected) in cases {
+        assert_eq!(
+            counted(length, kind, detail, technology, volatile),
+            expected,
+            "{name}"
+        );
+    }
 }
 
 #[test]

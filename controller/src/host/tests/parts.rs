@@ -238,6 +238,51 @@ fn every_hint_of_metal3_counts_and_all_must_hold() {
 }
 
 #[test]
+fn a_number_that_several_disks_have_chooses_none_of_them() {
+    // A Smart Array says the controller's serial number of each of its volumes.
+    let volume = |name: &str, unit: u8| Disk {
+        serial: "PDNLH0BRH8N0VP".to_owned(),
+        model: "LOGICAL VOLUME".to_owned(),
+        wwn: "0x600508b1001c0000".to_owned(),
+        wwn_with_extension: format!("0x600508b1001c0000000000000000000{unit}"),
+        by_path: format!("/dev/disk/by-path/pci-0000:03:00.0-scsi-0:1:0:{unit}"),
+        transport: Transport::Scsi,
+        ..named(name, 240)
+    };
+    let mut all = [volume("sda", 0), volume("sdb", 1)];
+    let serial = hints(|hints| hints.serial_number = Some(all[0].serial.clone()));
+    let wwn = hints(|hints| hints.wwn = Some(all[0].wwn.clone()));
+    let model = hints(|hints| hints.model = Some("logical".to_owned()));
+    let mut exact = serial.clone();
+    exact.wwn_with_extension = Some(all[1].wwn_with_extension.clone());
+    let mut placed = serial.clone();
+    placed.device_name = Some(all[1].by_path.clone());
+    for several in [&serial, &wwn] {
+        let why = disk::choose(Some(several), &all).unwrap_err();
+        let told = all
+            .iter()
+            .all(|disk| why.contains(&disk.name) && why.contains(&disk.wwn_with_extension));
+        assert!(told && why.contains("add wwnWithExtension"), "{why}");
+    }
+    for one in [&exact, &placed] {
+        assert_eq!(disk::choose(Some(one), &all).unwrap().name, "/dev/sdb");
+    }
+    assert_eq!(
+        disk::choose(Some(&model), &all).unwrap().name,
+        "/dev/sda",
+        "any will do"
+    );
+    // The other one is not written to anyway.
+    all[0].read_only = true;
+    assert_eq!(disk::choose(Some(&serial), &all).unwrap().name, "/dev/sdb");
+    all[0].read_only = false;
+    let paths = [volume("sda", 0), volume("sdb", 0)];
+    for one in [&serial, &wwn] {
+        assert_eq!(disk::choose(Some(one), &paths).unwrap().name, "/dev/sda");
+    }
+}
+
+#[test]
 fn hints_pass_over_a_disk_that_cannot_be_written_and_say_so_where_there_is_no_other() {
     let mut all = disks();
     let large = hints(|hints| hints.min_size_gigabytes = Some(100));
