@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use muster_proto::Chain;
 use rustls::{
-    AlertDescription, ClientConfig, ConfigBuilder, RootCertStore, SupportedProtocolVersion,
+    AlertDescription, CertificateError, ClientConfig, ConfigBuilder, RootCertStore, SupportedProtocolVersion,
     client::{Resumption, WantsClientCert},
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
@@ -21,8 +22,8 @@ pub enum TlsError {
         /// Why.
         source: rustls::pki_types::pem::Error,
     },
-    /// There is none in the PEM text.
-    #[error("read the {what}: no certificate in it")]
+    /// There is none in the PEM text, or none of use.
+    #[error("read the {what}: no certificate that can be used")]
     Empty {
         /// Whose certificates.
         what: &'static str,
@@ -46,12 +47,14 @@ pub fn client(
     certificate: Option<(&str, PrivateKeyDer<'static>)>,
     clock: &Clock,
 ) -> Result<Arc<ClientConfig>, TlsError> {
-    let builder = trusting(
-        authorities,
-        "controller's authorities",
-        &[&rustls::version::TLS13],
-        clock,
-    )?;
+    let what = "controller's authorities";
+    let mut roots = RootCertStore::empty();
+    for authority in certificates(authorities, what)? {
+        roots
+            .add(authority)
+            .map_err(|source| TlsError::Use { what, source })?;
+    }
+    let builder = trusting(roots, &[&rustls::version::TLS13], clock)?;
     let mut config = match certificate {
         None => builder.with_no_client_auth(),
         Some((chain, key)) => builder
@@ -66,29 +69,46 @@ pub fn client(
     Ok(Arc::new(config))
 }
 
-/// TLS towards servers of images: trusts `authorities` (PEM) and nothing else, and shows no certificate. They speak TLS 1.2 at
-/// least.
+/// TLS towards servers of images: trusts the authorities in `files` (names and PEM) and nothing else, and shows no certificate. They
+/// speak TLS 1.2 at least. A certificate that cannot be used is left out with a warning: the others may be all that it takes.
 ///
 /// # Errors
 /// [`TlsError`], one variant for each way to fail.
-pub fn images(authorities: &str, clock: &Clock) -> Result<Arc<ClientConfig>, TlsError> {
+pub fn images(files: &[(String, Vec<u8>)], clock: &Clock) -> Result<Arc<ClientConfig>, TlsError> {
+    let what = "site's certificate authorities";
+    let mut roots = RootCertStore::empty();
+    // Each file for itself: one that is cut off does not reach into the next.
+    for (file, pem) in files {
+        for (at, authority) in CertificateDer::pem_slice_iter(pem).enumerate() {
+            let added = authority
+                .map_err(|source| TlsError::Pem { what, source })
+                .and_then(|authority| {
+                    roots
+                        .add(authority)
+                        .map_err(|source| TlsError::Use { what, source })
+                });
+            if let Err(error) = added {
+                tracing::warn!(
+                    file,
+                    "certificate {} of the file is left out: {}",
+                    at + 1,
+                    Chain(&error)
+                );
+            }
+        }
+    }
+    if roots.is_empty() {
+        return Err(TlsError::Empty { what });
+    }
     let versions = &[&rustls::version::TLS13, &rustls::version::TLS12];
-    let builder = trusting(authorities, "site's certificate authorities", versions, clock)?;
-    Ok(Arc::new(builder.with_no_client_auth()))
+    Ok(Arc::new(trusting(roots, versions, clock)?.with_no_client_auth()))
 }
 
 fn trusting(
-    authorities: &str,
-    what: &'static str,
+    roots: RootCertStore,
     versions: &[&'static SupportedProtocolVersion],
     clock: &Clock,
 ) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, TlsError> {
-    let mut roots = RootCertStore::empty();
-    for authority in certificates(authorities, what)? {
-        roots
-            .add(authority)
-            .map_err(|source| TlsError::Use { what, source })?;
-    }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_details(provider, Arc::new(clock.clone()))
         .with_protocol_versions(versions)
@@ -132,6 +152,31 @@ pub fn certificate_refused(error: &(dyn std::error::Error + 'static)) -> bool {
 /// True if somewhere in `error` we say that we do not accept the other end's certificate.
 pub fn distrusted(error: &(dyn std::error::Error + 'static)) -> bool {
     matches!(cause(error), Some(rustls::Error::InvalidCertificate(_)))
+}
+
+/// Why the certificate of a server of images is not accepted, and what helps. Names and times follow from rustls.
+pub fn distrust(why: &CertificateError) -> &'static str {
+    use CertificateError as E;
+    match why {
+        // A wrong signature is what an authority gives that was made anew under its old name.
+        E::UnknownIssuer | E::BadSignature => {
+            "only the certificate authorities in the ramdisk are trusted (the controller's --extra-ca)"
+        }
+        E::Expired | E::ExpiredContext { .. } => {
+            "by the controller's clock its certificate, or an authority's between, has expired"
+        }
+        E::NotValidYet | E::NotValidYetContext { .. } => {
+            "by the controller's clock its certificate, or an authority's between, is not valid yet"
+        }
+        E::NotValidForName | E::NotValidForNameContext { .. } => {
+            "its certificate does not name the URL's host among its subjectAltNames"
+        }
+        // webpki has no type for it here.
+        E::Other(other) if other.to_string() == "CaUsedAsEndEntity" => {
+            "its certificate is a CA certificate (CA:TRUE), which a server cannot use: give the server one with CA:FALSE"
+        }
+        _ => "its certificate is not valid for a server",
+    }
 }
 
 /// What rustls says somewhere in `error`.

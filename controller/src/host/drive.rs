@@ -1,5 +1,7 @@
 //! The config drive of a job: read from the Secrets at that moment, put together, sealed to the session that is to write it.
 
+use std::borrow::Cow;
+
 use muster_proto::{
     job::ConfigDrive,
     kinds::Server,
@@ -76,9 +78,9 @@ async fn contents(vault: &Vault, namespace: &str, drive: &Drive) -> Result<Confi
         }
     };
     let lacks = |secret: Path| {
-        move |why: &'static str| DriveError::Secret {
+        move |why: Cow<'static, str>| DriveError::Secret {
             secret,
-            why: why.to_owned(),
+            why: why.into_owned(),
         }
     };
     let mut meta_data: Map<String, Value> = drive
@@ -95,7 +97,10 @@ async fn contents(vault: &Vault, namespace: &str, drive: &Drive) -> Result<Confi
         None => None,
     };
     let user_data = match read(&drive.user_data_secret).await? {
-        Some((at, secret)) => Some(secret_content::user_data(&secret).map_err(lacks(at))?.to_vec()),
+        Some((at, secret)) => {
+            let found = secret_content::user_data(&secret).map_err(Cow::Borrowed);
+            Some(found.map_err(lacks(at))?.to_vec())
+        }
         None => None,
     };
     Ok(ConfigDrive {

@@ -1,10 +1,15 @@
 //! What a Secret is good for: keys, fallbacks and checks as upstream has them. Pure, and the only place that looks inside.
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 use ring::hmac;
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor},
+};
 use serde_json::{Map, Value};
+use serde_saphyr::{DuplicateKeyPolicy, NonFiniteFloatPolicy};
 
 use crate::bmc::Credentials;
 
@@ -54,10 +59,13 @@ pub(super) struct Content {
     pub(super) bytes: usize,
 }
 
+/// What a Secret lacks, without anything of its content.
+type Lack = Cow<'static, str>;
+
 /// What is known of a Secret for each use: what it has for it, or what it lacks.
 #[derive(Clone)]
 pub(super) struct Seen {
-    uses: [Result<Content, &'static str>; 4],
+    uses: [Result<Content, Lack>; 4],
     /// Kept, because every call to a BMC needs it.
     login: Option<Credentials>,
 }
@@ -77,12 +85,16 @@ impl Seen {
             bytes,
         };
         let uses = Use::ALL.map(|what| match what {
-            Use::Bmc => login.map(|(user, password)| Content {
-                digest: digest(key, &[user, password]),
-                bytes: 0,
-            }),
+            Use::Bmc => login
+                .map(|(user, password)| Content {
+                    digest: digest(key, &[user, password]),
+                    bytes: 0,
+                })
+                .map_err(Cow::Borrowed),
             // In base64.
-            Use::UserData => user_data(secret).map(|bytes| part(what.name(), bytes.len().div_ceil(3) * 4)),
+            Use::UserData => user_data(secret)
+                .map(|bytes| part(what.name(), bytes.len().div_ceil(3) * 4))
+                .map_err(Cow::Borrowed),
             Use::NetworkData => network_data(secret)
                 .map(|data| part(what.name(), data.map_or(0, |data| data.to_string().len()))),
             Use::MetaData => {
@@ -99,7 +111,7 @@ impl Seen {
     }
 
     /// What it has for `what`, or what it lacks.
-    pub(super) fn for_use(&self, what: Use) -> &Result<Content, &'static str> {
+    pub(super) fn for_use(&self, what: Use) -> &Result<Content, Lack> {
         let [bmc, user, network, meta] = &self.uses;
         match what {
             Use::Bmc => bmc,
@@ -168,48 +180,124 @@ pub(super) fn user_data(secret: &Secret) -> Result<&[u8], &'static str> {
     }
 }
 
-/// The network data, as YAML or JSON; none where the Secret has none, which is as good as an empty one.
-pub(super) fn network_data(secret: &Secret) -> Result<Option<Value>, &'static str> {
-    let Some(bytes) = raw(secret, "networkData").filter(|bytes| !bytes.trim_ascii().is_empty()) else {
-        return Ok(None);
-    };
-    if bytes.len() > LARGEST {
-        return Err("`networkData` is larger than 128 KiB");
-    }
-    // The parser's words may show what it parsed.
-    match parse(bytes) {
-        // Nothing but comments.
-        Some(Value::Null) => Ok(None),
-        Some(Value::Object(map)) => Ok(Some(Value::Object(map))),
-        _ => Err("`networkData` is not a map in YAML or JSON"),
-    }
+/// The network data; none where the Secret has none, which is as good as an empty one.
+pub(super) fn network_data(secret: &Secret) -> Result<Option<Value>, Lack> {
+    let bytes = raw(secret, "networkData").unwrap_or_default();
+    Ok(map(bytes, Use::NetworkData)?.map(Value::Object))
 }
 
-/// The metadata, as a map in YAML or JSON.
-pub(super) fn meta_data(secret: &Secret) -> Result<Map<String, Value>, &'static str> {
+/// The metadata.
+pub(super) fn meta_data(secret: &Secret) -> Result<Map<String, Value>, Lack> {
     let bytes = raw(secret, "metaData").ok_or("it has neither `metaData` nor `value`")?;
+    Ok(map(bytes, Use::MetaData)?.unwrap_or_default())
+}
+
+/// What `bytes`, a map in YAML or JSON, say; none if that is nothing but comments.
+fn map(bytes: &[u8], what: Use) -> Result<Option<Map<String, Value>>, Lack> {
+    let name = what.name();
     if bytes.trim_ascii().is_empty() {
-        return Ok(Map::new());
+        return Ok(None);
     }
     if bytes.len() > LARGEST {
-        return Err("`metaData` is larger than 128 KiB");
+        return Err(format!("`{name}` is larger than 128 KiB").into());
     }
-    match parse(bytes) {
-        Some(Value::Null) => Ok(Map::new()),
-        Some(Value::Object(map)) => Ok(map),
-        _ => Err("`metaData` is not a map in YAML or JSON"),
+    let no_map = || format!("`{name}` is not a map in YAML or JSON");
+    let text = std::str::from_utf8(bytes).map_err(|_| no_map())?;
+    match serde_json::from_str(text).or_else(|_| yaml(text)) {
+        Ok(Value::Null) => Ok(None),
+        Ok(Value::Object(map)) => Ok(Some(map)),
+        Ok(_) => Err(no_map().into()),
+        // The parser's words may show what it parsed.
+        Err(error) => Err(error
+            .location()
+            .map_or_else(no_map, |at| {
+                format!("{}: see line {}, column {}", no_map(), at.line(), at.column())
+            })
+            .into()),
     }
 }
 
-fn parse(bytes: &[u8]) -> Option<Value> {
-    let text = std::str::from_utf8(bytes).ok()?;
-    serde_json::from_str(text)
-        .ok()
-        .or_else(|| serde_saphyr::from_str(text).ok())
+/// The YAML in `text`. Upstream's parser takes what overflows a number, such as the commit 61e9540, as a string, so that its writers do
+/// not quote it; and of equal keys the last.
+fn yaml(text: &str) -> Result<Value, serde_saphyr::Error> {
+    let options = |beyond| {
+        serde_saphyr::options! {
+            duplicate_keys: DuplicateKeyPolicy::LastWins,
+            leading_zero_numbers_as_strings: true,
+            non_finite_float_policy: beyond,
+            with_snippet: false,
+        }
+    };
+    match serde_saphyr::from_str_with_options(text, options(NonFiniteFloatPolicy::Reject)) {
+        Err(serde_saphyr::Error::NonFiniteFloat { .. }) => {}
+        read => return read,
+    }
+    let options = || options(NonFiniteFloatPolicy::AsString);
+    let mut value = serde_saphyr::from_str_with_options(text, options())?;
+    // That says `.inf` for all of them. What is asked for as a string comes as it is written.
+    serde_saphyr::with_deserializer_from_str_with_options(text, options(), |from| {
+        AsWritten(&mut value).deserialize(from)
+    })?;
+    Ok(value)
+}
+
+/// What was read from a text, whose strings are to be read from it once more, as strings.
+struct AsWritten<'a>(&'a mut Value);
+
+impl<'de> DeserializeSeed<'de> for AsWritten<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<(), D::Error> {
+        match self.0 {
+            Value::Object(_) => from.deserialize_map(self),
+            Value::Array(_) => from.deserialize_seq(self),
+            Value::String(text) => {
+                *text = String::deserialize(from)?;
+                Ok(())
+            }
+            _ => {
+                IgnoredAny::deserialize(from)?;
+                Ok(())
+            }
+        }
+    }
+}
+
+impl<'de> Visitor<'de> for AsWritten<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("what was read before")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<(), A::Error> {
+        while let Some(key) = entries.next_key::<String>()? {
+            match self.0.get_mut(&key) {
+                Some(value) => entries.next_value_seed(AsWritten(value))?,
+                // Of an equal key before, whose value does not count.
+                None => {
+                    entries.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
+        for value in self.0.as_array_mut().into_iter().flatten() {
+            if items.next_element_seed(AsWritten(value))?.is_none() {
+                return Ok(());
+            }
+        }
+        while items.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(())
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn secret(data: &[(&str, &str)]) -> Secret {
@@ -271,6 +359,48 @@ mod tests {
         assert_eq!(uses(&[]), [false, true, false]);
         let both = secret(&[("userData", "special"), ("value", "fallback")]);
         assert_eq!(user_data(&both), Ok(&b"special"[..]));
+    }
+
+    #[test]
+    fn what_overflows_a_number_stays_a_string_as_upstream_has_it() {
+        let read = |text: &str| meta_data(&secret(&[("metaData", text)])).map(Value::Object);
+        let texts = "sha: 61e9540\nasset: 0012345\ntags: [7E40293, {a: -1e999}, 5, 'b']\n";
+        let others = "n: 12\nf: 1.5e3\nb: true\no: 0o17\nd: 2024-01-02\nq: '7'\nnone:\n";
+        let texts_say =
+            json!({"sha": "61e9540", "asset": "0012345", "tags": ["7E40293", {"a": "-1e999"}, 5, "b"]});
+        let others_say =
+            json!({"n": 12, "f": 1500.0, "b": true, "o": 15, "d": "2024-01-02", "q": "7", "none": null});
+        assert_eq!(read(texts), Ok(texts_say.clone()));
+        assert_eq!(read(others), Ok(others_say.clone()));
+        let mut both = texts_say;
+        both.as_object_mut()
+            .unwrap()
+            .extend(others_say.as_object().cloned().unwrap());
+        assert_eq!(read(&format!("{texts}{others}")), Ok(both));
+        assert_eq!(read(r#"{"sha": 61e9540}"#), Ok(json!({"sha": "61e9540"})));
+    }
+
+    #[test]
+    fn of_equal_keys_the_last_counts_as_in_json() {
+        let read = |text: &str| meta_data(&secret(&[("metaData", text)])).map(Value::Object);
+        assert_eq!(read("a: 1\na: [2]\n"), Ok(json!({"a": [2]})));
+        assert_eq!(read("a: x\na: 61e9540\n"), Ok(json!({"a": "61e9540"})));
+        assert_eq!(
+            read("a: {b: 61e9540}\na: {c: 7e40293}\n"),
+            Ok(json!({"a": {"c": "7e40293"}}))
+        );
+    }
+
+    #[test]
+    fn a_line_that_cannot_be_read_is_named_without_what_it_says() {
+        let read = |text: &str| meta_data(&secret(&[("metaData", text)])).unwrap_err();
+        let said = read("a: 1\nb: @hunter2\n");
+        assert!(
+            said.starts_with("`metaData` is not a map in YAML or JSON: see line 2, column "),
+            "{said}"
+        );
+        assert!(!said.contains("hunter2"), "{said}");
+        assert_eq!(read("[1]"), "`metaData` is not a map in YAML or JSON");
     }
 
     #[test]

@@ -99,7 +99,7 @@ impl Entry {
                 content: content.digest.to_string(),
                 bytes: content.bytes,
             },
-            Err(why) => SecretState::Invalid((*why).to_owned()),
+            Err(why) => SecretState::Invalid(why.to_string()),
         }
     }
 }

@@ -44,12 +44,12 @@ pub enum SourceError {
         source: io::Error,
     },
     /// The certificate of the server is not accepted.
-    #[error(
-        "trust the server of {url}: only the certificate authorities in the ramdisk are trusted (the controller's --extra-ca)"
-    )]
+    #[error("trust the server of {url}: {hint}")]
     Untrusted {
         /// What.
         url: String,
+        /// Why, and what helps.
+        hint: &'static str,
         /// Why.
         source: io::Error,
     },

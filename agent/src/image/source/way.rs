@@ -63,8 +63,9 @@ impl Source<'_> {
         let tls = self.tls(url)?;
         let secured = dial::secure(stream, url.host.server_name(), tls).await;
         let stream = secured.map_err(|source| match tls::cause(&source) {
-            Some(rustls::Error::InvalidCertificate(_)) => SourceError::Untrusted {
+            Some(rustls::Error::InvalidCertificate(why)) => SourceError::Untrusted {
                 url: url.to_string(),
+                hint: tls::distrust(why),
                 source,
             },
             _ => failed(source),
@@ -169,20 +170,21 @@ impl Source<'_> {
         }
         let directory = self.environment.root.at(config::AUTHORITIES);
         let read = |error: io::Error| SourceError::ReadAuthorities { source: error };
-        let mut pem = String::new();
+        let mut files = Vec::new();
         match fs::read_dir(&directory) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             entries => {
                 for entry in entries.map_err(read)? {
-                    pem += &fs::read_to_string(entry.map_err(read)?.path()).map_err(read)?;
-                    pem.push('\n');
+                    let entry = entry.map_err(read)?;
+                    let pem = fs::read(entry.path()).map_err(read)?;
+                    files.push((entry.file_name().to_string_lossy().into_owned(), pem));
                 }
             }
         }
-        if pem.is_empty() {
+        if files.is_empty() {
             return Err(SourceError::NoAuthorities { url: url.to_string() });
         }
-        let tls = tls::images(&pem, &self.environment.clock)
+        let tls = tls::images(&files, &self.environment.clock)
             .map_err(|source| SourceError::Authorities { source })?;
         self.tls = Some(Arc::clone(&tls));
         Ok(tls)

@@ -9,10 +9,12 @@ use std::{
     },
 };
 
+use muster_proto::Chain;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType, date_time_ymd};
-use rustls::pki_types::PrivatePkcs8KeyDer;
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 
 use super::*;
+use crate::console::Console;
 
 /// A name server that answers with the addresses 127.0.0.x, these x each time, and with the last of them from then on.
 fn name_server(mut answers: Vec<Vec<u8>>) -> SocketAddr {
@@ -92,6 +94,20 @@ fn the_name_servers_of_the_moment_are_asked() {
     assert_eq!(get_all(&url, &environment, patience()).unwrap(), file());
 }
 
+/// A server that shows this certificate.
+fn showing(certificate: CertificateDer<'static>, key: &KeyPair) -> Arc<ServerConfig> {
+    let server = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![certificate],
+            PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+        )
+        .unwrap();
+    Arc::new(server)
+}
+
 /// A certificate authority and a server that it vouches for.
 fn authority() -> (String, Arc<ServerConfig>) {
     let valid = |params: &mut CertificateParams| {
@@ -107,16 +123,7 @@ fn authority() -> (String, Arc<ServerConfig>) {
     valid(&mut params);
     let key = KeyPair::generate().unwrap();
     let certificate = params.signed_by(&key, &issuer).unwrap();
-    let server = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(
-            vec![certificate.der().clone()],
-            PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
-        )
-        .unwrap();
-    (issuer.pem(), Arc::new(server))
+    (issuer.pem(), showing(certificate.der().clone(), &key))
 }
 
 #[test]
@@ -148,6 +155,92 @@ fn only_the_authorities_of_the_site_vouch_for_a_server_of_images() {
         matches!(nobody, Err(SourceError::NoAuthorities { .. })),
         "{nobody:?}"
     );
+}
+
+#[test]
+fn an_authority_that_cannot_be_used_is_left_out_with_a_warning() {
+    let file = file();
+    let (pem, tls) = authority();
+    let server = || {
+        Server::new(
+            Some(Arc::clone(&tls)),
+            vec![Answer::Bytes(part(&file, 0, file.len(), ""))],
+        )
+    };
+    let console = Console::of_the_kernel(&Tree::new().root());
+    let get = |site: &Tree| {
+        tracing::subscriber::with_default(console.clone(), || {
+            get_all(&server().url, &environment(site), patience())
+        })
+    };
+    let damaged = |body: &str| format!("-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n");
+    // No certificate, no base64, cut off, and behind a comment that is not UTF-8.
+    let latin = [&b"# Universit\xe4t\n"[..], pem.as_bytes()].concat();
+    let site = Tree::new()
+        .file("muster/ca/0-a.pem", damaged("QQ=="))
+        .file("muster/ca/0-b.pem", damaged("?"))
+        .file("muster/ca/0-c.pem", "-----BEGIN CERTIFICATE-----\nQQ==\n")
+        .file("muster/ca/0-d.pem", latin);
+    assert!(get(&site).unwrap() == file);
+    for (name, told) in [
+        ("0-a.pem", true),
+        ("0-b.pem", true),
+        ("0-c.pem", true),
+        ("0-d.pem", false),
+    ] {
+        let said = console.recent();
+        assert_eq!(
+            said.iter().any(|line| line.contains(name)),
+            told,
+            "{name}: {said:?}"
+        );
+    }
+
+    let none = get(&Tree::new().file("muster/ca/0-a.pem", damaged("QQ==")));
+    assert!(matches!(none, Err(SourceError::Authorities { .. })), "{none:?}");
+}
+
+#[test]
+fn a_certificate_that_is_not_accepted_says_what_is_wrong_with_it() {
+    let (pem, tls) = authority();
+    let said = |pem: &str, tls: &Arc<ServerConfig>, name: &str, time: i64| {
+        let server = Server::new(Some(Arc::clone(tls)), vec![Answer::Bytes(Vec::new())]);
+        let at = name_server(vec![vec![1]]);
+        let tree = Tree::new().file("muster/ca/a.pem", pem);
+        let environment = Environment {
+            clock: Clock::told(time),
+            name_servers: NameServers::new(move || vec![at]),
+            ..environment(&tree)
+        };
+        let refused = get_all(&server.url.replace("127.0.0.1", name), &environment, patience());
+        Chain(&refused.unwrap_err()).to_string()
+    };
+    let (now, later, before) = (1_800_000_000, 4_200_000_000, 900_000_000);
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.subject_alt_names = vec![SanType::IpAddress([127, 0, 0, 1].into())];
+    let key = KeyPair::generate().unwrap();
+    let own = params.self_signed(&key).unwrap();
+    let (stranger, _) = authority();
+    for (said, why) in [
+        (
+            said(&own.pem(), &showing(own.der().clone(), &key), "127.0.0.1", now),
+            "CA:FALSE",
+        ),
+        (
+            said(&pem, &tls, "127.0.0.1", later),
+            "clock its certificate, or an authority's between, has expired",
+        ),
+        (said(&pem, &tls, "127.0.0.1", before), "is not valid yet"),
+        (
+            said(&pem, &tls, "images.example", now),
+            "does not name the URL's host",
+        ),
+        (said(&stranger, &tls, "127.0.0.1", now), "--extra-ca"),
+    ] {
+        assert!(said.contains(why), "{why}: {said}");
+        assert_eq!(said.contains("--extra-ca"), why == "--extra-ca", "{said}");
+    }
 }
 
 #[test]
