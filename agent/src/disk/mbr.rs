@@ -91,14 +91,20 @@ pub fn disk_signature(sector: &[u8]) -> [u8; 4] {
     sector[440..444].try_into().expect("four bytes")
 }
 
-/// Makes the protective record cover a disk of `blocks` blocks, if it stands alone. Hybrid tables have other records beside it, which it ends
-/// before: there it stays as it is.
-pub fn stretch_protective(sector: &mut [u8], blocks: u64) {
+/// The status of a record that a BIOS boots.
+const ACTIVE: u8 = 0x80;
+
+/// Makes the protective record cover a disk of `blocks` blocks, if it stands alone, and active for a BIOS, some of which boot no disk without
+/// such a record; UEFI wants none (5.2.3). Hybrid tables have other records beside it, which it ends before: there it stays as it is.
+pub fn fit_protective(sector: &mut [u8], blocks: u64, is_bios: bool) {
     let is_hybrid = records(sector).iter().any(|record| record.kind != PROTECTIVE);
     for record in sector[RECORDS..510].chunks_exact_mut(16) {
         if !is_hybrid && record[4] == PROTECTIVE && record[8..12] == [1, 0, 0, 0] {
             let len = u32::try_from(blocks - 1).unwrap_or(u32::MAX);
             record[12..16].copy_from_slice(&len.to_le_bytes());
+            if is_bios {
+                record[0] = ACTIVE;
+            }
         }
     }
 }
@@ -199,15 +205,15 @@ mod tests {
     #[test]
     fn only_a_protective_record_that_stands_alone_is_stretched() {
         let mut disk = sector(&[(PROTECTIVE, 1, 99)]);
-        stretch_protective(&mut disk, 1000);
+        fit_protective(&mut disk, 1000, false);
         assert!(is_protective(&disk));
         assert_eq!(records(&disk)[0].blocks, 999);
-        stretch_protective(&mut disk, 1 << 40);
+        fit_protective(&mut disk, 1 << 40, false);
         assert_eq!(records(&disk)[0].blocks, u32::MAX);
         // It would overlap the other one.
         let hybrid = sector(&[(PROTECTIVE, 1, 2047), (LINUX, 2048, 10)]);
         let mut disk = hybrid.clone();
-        stretch_protective(&mut disk, 1 << 40);
+        fit_protective(&mut disk, 1 << 40, true);
         assert_eq!(disk, hybrid);
     }
 

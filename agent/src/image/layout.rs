@@ -176,6 +176,13 @@ impl Layout {
         }
     }
 
+    /// By what the firmware and operating systems know its partitions; nothing tells those apart whose signature is zero.
+    pub fn signatures(&self) -> Vec<Signature> {
+        let zero = [Signature::Mbr([0; 4]), Signature::Gpt(Guid::default())];
+        let signatures = self.parts().into_iter().map(|part| part.signature);
+        signatures.filter(|signature| !zero.contains(signature)).collect()
+    }
+
     /// The partition that a UEFI machine boots from, as the firmware knows it, and where it is.
     ///
     /// # Errors
@@ -244,11 +251,12 @@ impl Layout {
         }
     }
 
-    /// Puts the table into `head`, the disk's first MiB, and gives what belongs to the very end of the disk: the backup GPT.
-    pub fn render(&self, head: &mut [u8]) -> Vec<u8> {
+    /// Puts the table into `head`, the disk's first MiB, for a machine that boots by BIOS or by UEFI, and gives what belongs to the very end
+    /// of the disk: the backup GPT.
+    pub fn render(&self, head: &mut [u8], is_bios: bool) -> Vec<u8> {
         match &self.table {
             Table::Gpt(gpt) => {
-                mbr::stretch_protective(head, self.disk / u64::from(self.block));
+                mbr::fit_protective(head, self.disk / u64::from(self.block), is_bios);
                 gpt.write_primary(head);
                 gpt.backup()
             }

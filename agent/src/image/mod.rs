@@ -28,7 +28,7 @@ pub mod format;
 mod held;
 pub mod iso9660;
 pub mod layout;
-mod other_drives;
+mod other_disks;
 mod pipeline;
 pub mod source;
 pub mod url;
@@ -189,6 +189,11 @@ pub enum Failure {
         /// Why.
         source: io::Error,
     },
+    /// It needs more memory to be decompressed than is given to that.
+    #[error(
+        "decompress the image: its zstd window is larger than 128 MiB (zstd --long=28 or more); compress it with at most --long=27"
+    )]
+    Window,
     /// It does not fit.
     #[error("fit the image to the disk: it has at least {image} bytes, but the disk has only {disk}")]
     TooLarge {

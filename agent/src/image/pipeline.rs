@@ -13,6 +13,7 @@ use std::{
 
 use flate2::bufread::MultiGzDecoder;
 use hyper::body::Bytes;
+use zstd::zstd_safe::{self, zstd_sys::ZSTD_ErrorCode};
 
 use super::{
     Failure,
@@ -36,7 +37,7 @@ const BUFFERS: usize = 8;
 const CHUNKS: usize = 16;
 
 /// The largest window of a zstd frame, as a power of two, in bytes: what `zstd -19` and `--ultra` make. A decoder holds it in
-/// memory, so `--long=31` is refused.
+/// memory, so `--long=31` is refused. [`Failure::Window`] tells it in words.
 const WINDOW: u32 = 27;
 
 /// As many bytes tell how they are packed, and how long a zstd frame says it is (RFC 8878, 3.1.1.1).
@@ -213,22 +214,33 @@ fn decode(
     let announced = match packing {
         Packing::None => counters.total(),
         // Of the first frame: the image has that many bytes at least.
-        Packing::Zstd => zstd::zstd_safe::get_frame_content_size(first).ok().flatten(),
+        Packing::Zstd => zstd_safe::get_frame_content_size(first).ok().flatten(),
         Packing::Gzip => None,
     };
     if let Some(len) = announced.filter(|len| *len > disk_size) {
         return Err(too_large(len));
     }
-    let broken = |source| DecodeEnd::Failed(Failure::Decode { source });
     match packing {
         Packing::None => pump(&mut chunks, barren, unused, fill),
         Packing::Zstd => {
-            let mut decoder = zstd::stream::read::Decoder::with_buffer(chunks).map_err(broken)?;
-            decoder.window_log_max(WINDOW).map_err(broken)?;
+            let mut decoder = zstd::stream::read::Decoder::with_buffer(chunks).map_err(undecoded)?;
+            decoder.window_log_max(WINDOW).map_err(undecoded)?;
             pump(&mut decoder, barren, unused, fill)
         }
         Packing::Gzip => pump(&mut MultiGzDecoder::new(chunks), barren, unused, fill),
     }
+}
+
+/// What an error of a decoder's means.
+fn undecoded(source: io::Error) -> DecodeEnd {
+    const WINDOW_TOO_LARGE: ZSTD_ErrorCode = ZSTD_ErrorCode::ZSTD_error_frameParameter_windowTooLarge;
+    // The decoder keeps nothing of zstd's code but its words; the code is the number, negated.
+    let words = zstd_safe::get_error_name(0_usize.wrapping_sub(WINDOW_TOO_LARGE as usize));
+    DecodeEnd::Failed(if source.to_string() == words {
+        Failure::Window
+    } else {
+        Failure::Decode { source }
+    })
 }
 
 /// Fills buffers to the brim until `reader` ends. What `reader` has taken is `barren` no more once it gives something.
@@ -249,7 +261,7 @@ fn pump(
                     barren.set(0);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(source) => return Err(DecodeEnd::Failed(Failure::Decode { source })),
+                Err(source) => return Err(undecoded(source)),
             }
         }
         if len > 0 {

@@ -16,7 +16,7 @@ use super::{
     config_drive, format,
     held::{HEAD, Held, LEAST},
     layout::{Layout, LayoutError, Part},
-    other_drives, pipeline,
+    other_disks, pipeline,
     source::{self, Got, Patience, Sink, SourceError},
     url,
 };
@@ -185,7 +185,7 @@ impl Writing<'_> {
                 "the kernel did not accept the new partition table: {error}"
             ));
         }
-        self.look_for_other_drives();
+        self.look_at_other_disks(&layout);
         self.work.step("written", 100);
         Ok(written)
     }
@@ -199,7 +199,7 @@ impl Writing<'_> {
     ) -> Result<(), Failure> {
         self.go_on()?;
         self.work.step("add to boot order", 96);
-        let backup = layout.render(held.head());
+        let backup = layout.render(held.head(), !self.root.is_uefi());
         let end = held.size() - backup.len() as u64;
         if !backup.is_empty() {
             held.write_at(end, &backup)
@@ -305,12 +305,12 @@ impl Writing<'_> {
         Ok(Some((system, loader)))
     }
 
-    /// Warns of config drives on other disks: the system looks for its own by the label, wherever that is.
-    fn look_for_other_drives(&self) {
-        for disk in other_drives::find(self.root, self.target) {
+    /// Warns of config drives and partitions on other disks that may be taken for the new ones: the system looks for its own by label, and
+    /// the firmware and it by GUID or signature, wherever those are.
+    fn look_at_other_disks(&self, layout: &Layout) {
+        for (disk, what) in other_disks::find(self.root, self.target, layout) {
             self.work.warn(format!(
-                "another disk still has a config drive, whose user data the new system may take for its own: {}; next: if that is this \
-                 machine's own disk and no other machine uses it, clean the host or wipe the disk",
+                "another disk {what}: {}; next: if that is this machine's own disk and no other machine uses it, clean the host or wipe the disk",
                 shown_id(&DiskId::from(&disk))
             ));
         }

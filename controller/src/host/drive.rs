@@ -1,7 +1,5 @@
 //! The config drive of a job: read from the Secrets at that moment, put together, sealed to the session that is to write it.
 
-use std::borrow::Cow;
-
 use muster_proto::{
     job::ConfigDrive,
     kinds::Server,
@@ -11,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::{
     plan::Drive,
-    secret_content::{self, LARGEST_DRIVE},
+    secret_content::{self, LARGEST_DRIVE, Lack},
     vault::Vault,
 };
 use crate::path::Path;
@@ -78,9 +76,9 @@ async fn contents(vault: &Vault, namespace: &str, drive: &Drive) -> Result<Confi
         }
     };
     let lacks = |secret: Path| {
-        move |why: Cow<'static, str>| DriveError::Secret {
+        move |why: Lack| DriveError::Secret {
             secret,
-            why: why.into_owned(),
+            why: why.into(),
         }
     };
     let mut meta_data: Map<String, Value> = drive
@@ -98,7 +96,7 @@ async fn contents(vault: &Vault, namespace: &str, drive: &Drive) -> Result<Confi
     };
     let user_data = match read(&drive.user_data_secret).await? {
         Some((at, secret)) => {
-            let found = secret_content::user_data(&secret).map_err(Cow::Borrowed);
+            let found = secret_content::user_data(&secret).map_err(Lack::from);
             Some(found.map_err(lacks(at))?.to_vec())
         }
         None => None,

@@ -1,6 +1,6 @@
 //! What a Secret is good for: keys, fallbacks and checks as upstream has them. Pure, and the only place that looks inside.
 
-use std::{borrow::Cow, fmt};
+use std::fmt;
 
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 use ring::hmac;
@@ -60,7 +60,7 @@ pub(super) struct Content {
 }
 
 /// What a Secret lacks, without anything of its content.
-type Lack = Cow<'static, str>;
+pub(super) type Lack = Box<str>;
 
 /// What is known of a Secret for each use: what it has for it, or what it lacks.
 #[derive(Clone)]
@@ -90,11 +90,11 @@ impl Seen {
                     digest: digest(key, &[user, password]),
                     bytes: 0,
                 })
-                .map_err(Cow::Borrowed),
+                .map_err(Lack::from),
             // In base64.
             Use::UserData => user_data(secret)
                 .map(|bytes| part(what.name(), bytes.len().div_ceil(3) * 4))
-                .map_err(Cow::Borrowed),
+                .map_err(Lack::from),
             Use::NetworkData => network_data(secret)
                 .map(|data| part(what.name(), data.map_or(0, |data| data.to_string().len()))),
             Use::MetaData => {
@@ -400,7 +400,7 @@ mod tests {
             "{said}"
         );
         assert!(!said.contains("hunter2"), "{said}");
-        assert_eq!(read("[1]"), "`metaData` is not a map in YAML or JSON");
+        assert_eq!(&*read("[1]"), "`metaData` is not a map in YAML or JSON");
     }
 
     #[test]

@@ -95,7 +95,7 @@ fn the_backup_goes_to_the_end_and_the_config_drive_before_it() {
         whole.resize(usize::try_from(size).unwrap(), 0);
         let mut layout = Layout::fit(&whole[..1 << 20], size, block).unwrap();
         let at = layout.place_config_drive(None, "config-2", 3 * MIB, 7).unwrap();
-        let backup = layout.render(&mut whole[..1 << 20]);
+        let backup = layout.render(&mut whole[..1 << 20], false);
         let end = whole.len() - backup.len();
         whole[end..].copy_from_slice(&backup);
         assert!(at + 3 * MIB <= end as u64 && at.is_multiple_of(MIB), "{at}");
@@ -139,7 +139,7 @@ fn an_mbr_gets_a_partition_for_the_config_drive_too() {
     let mut layout = Layout::fit(&head, 64 * MIB, 512).unwrap();
     let at = layout.place_config_drive(None, "config-2", MIB, 7).unwrap();
     assert_eq!(at, 63 * MIB);
-    assert!(layout.render(&mut head).is_empty());
+    assert!(layout.render(&mut head, true).is_empty());
     assert_eq!(mbr::records(&head)[1].end(), 64 * MIB / 512);
     let mut full = Layout::fit(&mbr(&[(mbr::LINUX, 2048, 1); 4]), 64 * MIB, 512).unwrap();
     assert_eq!(

@@ -1,6 +1,7 @@
 //! What the firmware starts afterwards.
 
 use super::*;
+use crate::{disk::guard::tests::machine, inventory};
 
 #[test]
 fn a_uefi_machine_gets_a_boot_entry() {
@@ -76,6 +77,63 @@ fn a_loader_that_puts_itself_before_the_network_is_a_warning() {
             warnings.iter().all(|warning| warning.contains("FBX64.EFI")),
             "{warnings:?}"
         );
+    }
+}
+
+#[test]
+fn a_partition_of_the_image_that_another_disk_has_too_is_a_warning() {
+    let gpt = |guid: u8| {
+        let mut disk = gpt_tests::disk(16384, BLOCK, &[]);
+        let mut gpt = Gpt::primary(&disk, BLOCK).unwrap();
+        gpt.add_at_end(1, "root", Guid::LINUX, Guid([guid; 16])).unwrap();
+        gpt.write_primary(&mut disk);
+        disk
+    };
+    let mbr = |signature: u8| {
+        let mut disk = vec![0; 8 * MIB];
+        disk[..440].fill(0x90);
+        disk[440..444].fill(signature);
+        // 2048 blocks from block 2048.
+        disk[446..462].copy_from_slice(&[0, 0, 0, 0, 0x83, 0, 0, 0, 0, 8, 0, 0, 0, 8, 0, 0]);
+        disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+        disk
+    };
+    for (written, other, expected, what) in [
+        (image(BLOCK), gpt(2), 1, "a GUID"),
+        (image(BLOCK), gpt(9), 0, "another GUID"),
+        (image(BLOCK), mbr(2), 0, "another table"),
+        (mbr(2), mbr(2), 1, "a signature"),
+        (mbr(2), mbr(9), 0, "another signature"),
+        (mbr(0), mbr(0), 0, "no signature"),
+    ] {
+        let tree = machine().file("dev/vdb", other).file(
+            "sys/devices/pci0000:00/0000:00:05.0/virtio5/block/vdb/queue/logical_block_size",
+            "512\n",
+        );
+        let mut trial = Trial::of(written);
+        trial.target = inventory::disks(&tree.root()).remove(0);
+        trial.tree = tree;
+        trial.write(&mut old_disk(BLOCK)).0.unwrap();
+        let warnings = trial.work.warnings();
+        assert_eq!(warnings.len(), expected, "{what}: {warnings:?}");
+        let named = "GUID or MBR signature of the image";
+        assert!(
+            warnings
+                .iter()
+                .all(|warning| warning.contains(named) && warning.contains("/dev/vdb, serial B")),
+            "{warnings:?}"
+        );
+    }
+}
+
+#[test]
+fn the_protective_record_is_active_for_a_bios_alone() {
+    for (tree, expected) in [(bios(), 0x80), (uefi(), 0)] {
+        let mut trial = Trial::of(image(BLOCK));
+        trial.tree = tree;
+        let mut disk = old_disk(BLOCK);
+        trial.write(&mut disk).0.unwrap();
+        assert_eq!(disk.bytes[446], expected);
     }
 }
 

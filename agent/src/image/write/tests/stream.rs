@@ -266,6 +266,19 @@ fn a_stream_that_goes_on_without_content_is_given_up() {
 }
 
 #[test]
+fn a_zstd_window_that_is_too_large_is_told_with_what_helps() {
+    // A frame without content, whose window has 2^`log` bytes (RFC 8878, 3.1.1.1.2).
+    let refused = |log: u8| {
+        let frame = [0x28, 0xb5, 0x2f, 0xfd, 0, (log - 10) << 3, 1, 0, 0];
+        Trial::of(frame.to_vec()).fails(&mut old_disk(BLOCK), After::Untouched)
+    };
+    let told = Chain(&refused(28)).to_string();
+    assert!(told.contains("compress it with at most --long=27"), "{told}");
+    let empty = refused(27);
+    assert!(!matches!(empty, Failure::Window), "{empty}");
+}
+
+#[test]
 fn an_image_that_swells_beyond_the_disk_is_refused() {
     let mut bomb = image(BLOCK);
     bomb.resize(64 * MIB, 0);
