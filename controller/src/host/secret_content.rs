@@ -222,7 +222,8 @@ fn map(bytes: &[u8], what: Use) -> Result<Option<Map<String, Value>>, Lack> {
 fn yaml(text: &str) -> Result<Value, serde_saphyr::Error> {
     let options = |beyond| {
         serde_saphyr::options! {
-            duplicate_keys: DuplicateKeyPolicy::LastWins,
+            // Not `LastWins`, which holds a copy of the rest for each level with a number as key: a `Value` keeps the last anyway.
+            duplicate_keys: DuplicateKeyPolicy::PassThrough,
             leading_zero_numbers_as_strings: true,
             non_finite_float_policy: beyond,
             with_snippet: false,
