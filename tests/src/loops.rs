@@ -8,6 +8,7 @@ use std::{
         unix::fs::{MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 use anyhow::{Context, Result, bail};
@@ -15,6 +16,9 @@ use nix::sys::stat::{Mode, SFlag, major, makedev, minor, mknod};
 
 /// How often another program may take the free device that we were told.
 const TRIES: usize = 50;
+
+/// Who sets one up. Trying a device that another thread has just taken claims it for a moment, in which nobody else can open it alone.
+static SETTING_UP: Mutex<()> = Mutex::new(());
 
 /// The driver's major number (`Documentation/admin-guide/devices.txt`).
 const MAJOR: u64 = 7;
@@ -66,6 +70,7 @@ impl LoopDisk {
             .open(file)
             .with_context(|| format!("make {}", file.display()))?;
         backing.set_len(bytes).context("size a disk")?;
+        let _turn = SETTING_UP.lock().unwrap_or_else(PoisonError::into_inner);
         let control = File::open("/dev/loop-control").context("open the loop driver: only root may")?;
         for _ in 0..TRIES {
             let number = free(&control).context("ask for a free loop device")?;
