@@ -124,7 +124,7 @@ pub fn allow(root: &Root, machine: &MachineId, disk: &DiskId) -> Result<Token, R
     compare_machine(machine, &inventory::machine(root))?;
     let found = choose(disk, inventory::disks(root))?;
     let name = found.name.clone();
-    let kernel_name = inventory::node(&found).replace('/', "!");
+    let kernel_name = inventory::kernel_name(&found);
     if found.read_only {
         return Err(Refused::ReadOnly { disk: name });
     }

@@ -36,12 +36,12 @@ pub(super) fn find(root: &Root, target: &Disk, written: &Layout) -> Vec<(Disk, &
 
 /// What on `disk` may be taken for what is on the written one, whose partitions have these `signatures`.
 fn look(root: &Root, disk: &Disk, signatures: &[Signature]) -> Vec<&'static str> {
-    let node = inventory::node(disk);
+    let node = root.dev(inventory::node(disk));
     let mut found = Vec::new();
-    if has_config_drive(root, node) {
+    if has_config_drive(root, disk) {
         found.push(CONFIG_DRIVE);
     }
-    if has_one_of(signatures, &root.dev(node), disk) {
+    if has_one_of(signatures, &node, disk) {
         found.push(SAME_PARTITION);
     }
     found
@@ -71,13 +71,13 @@ fn is_same(one: &Disk, other: &Disk) -> bool {
     one.name == other.name || (is_marked && marks(one) == marks(other))
 }
 
-/// Whether the disk at `node`, such as `sda` or `cciss/c0d0`, is a config drive, or one of its partitions is.
-fn has_config_drive(root: &Root, node: &str) -> bool {
-    let block = root.sys("block").join(node.replace('/', "!"));
+/// Whether `disk` is a config drive, or one of its partitions is.
+fn has_config_drive(root: &Root, disk: &Disk) -> bool {
+    let block = root.sys("block").join(inventory::kernel_name(disk));
     let mut names = sys::list(&block).unwrap_or_default();
     names.retain(|name| block.join(name).join("partition").exists());
     let mut nodes = names.iter().map(|name| root.dev(name.replace('!', "/")));
-    is_config_drive(&root.dev(node)) || nodes.any(|node| is_config_drive(&node))
+    is_config_drive(&root.dev(inventory::node(disk))) || nodes.any(|node| is_config_drive(&node))
 }
 
 fn is_config_drive(node: &Path) -> bool {

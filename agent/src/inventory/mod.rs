@@ -29,7 +29,7 @@ use muster_proto::{
     text,
 };
 
-pub use disks::node;
+pub use disks::{kernel_name, node};
 pub use links::{DriverInfo, KernelLinks, Links, LinksError};
 pub(crate) use nics::address;
 pub(crate) use patience::Patience;

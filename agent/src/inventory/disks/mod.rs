@@ -71,9 +71,8 @@ pub(super) fn tell_members(
     warnings: &mut Warnings,
 ) {
     for disk in disks {
-        let node = node(disk);
-        let name = node.replace('/', "!");
-        let (block, node) = (root.sys("block").join(&name), root.dev(node));
+        let name = kernel_name(disk);
+        let (block, node) = (root.sys("block").join(&name), root.dev(node(disk)));
         let (own_root, size, unit) = (root.clone(), disk.size_bytes, disk.logical_block_bytes);
         // At a place of its own: what does not hang is asked for as before.
         let asked = device(block.clone()).join("end");
@@ -90,6 +89,11 @@ pub(super) fn tell_members(
 /// Where the device node of `disk` is below `/dev`, such as `sda` or `cciss/c0d0`.
 pub fn node(disk: &Disk) -> &str {
     disk.name.splitn(3, '/').nth(2).unwrap_or_default()
+}
+
+/// What the kernel calls `disk`, such as `sda` or `cciss!c0d0`.
+pub fn kernel_name(disk: &Disk) -> String {
+    node(disk).replace('/', "!")
 }
 
 /// The disk of this kernel name, as it is now.
