@@ -13,6 +13,7 @@ use muster_proto::{
     Mac,
     identity::Identity,
     kinds::{BareMetalHost, Enrolment, Server},
+    text::swapped_uuid,
 };
 
 use crate::{hosts, multimap::MultiMap, path::Path, sync::lock};
@@ -22,7 +23,7 @@ use crate::{hosts, multimap::MultiMap, path::Path, sync::lock};
 pub enum Signal {
     /// A NIC that it was known by, or that its session booted from.
     Mac(Mac),
-    /// Its SMBIOS UUID, in lower case.
+    /// Its SMBIOS UUID, in lower case and in that byte order which sorts first: see [`Signal::uuid`].
     Uuid(String),
     /// Its serial number, in lower case.
     Serial(String),
@@ -39,11 +40,18 @@ pub enum Signal {
 }
 
 impl Signal {
+    /// This SMBIOS UUID, in whichever byte order a machine tells it: updated firmware may tell it in the other one.
+    pub fn uuid(uuid: &str) -> Signal {
+        let uuid = uuid.to_ascii_lowercase();
+        let swapped = swapped_uuid(&uuid).filter(|swapped| *swapped < uuid);
+        Signal::Uuid(swapped.unwrap_or(uuid))
+    }
+
     /// What `identity` may share with another machine.
     pub fn of(identity: &Identity) -> impl Iterator<Item = Signal> {
         let low = |value: &Option<String>| value.as_deref().map(str::to_ascii_lowercase);
         let macs = identity.macs.iter().copied().map(Signal::Mac);
-        macs.chain(low(&identity.system_uuid).map(Signal::Uuid))
+        macs.chain(identity.system_uuid.as_deref().map(Signal::uuid))
             .chain(low(&identity.system_serial).map(Signal::Serial))
             .chain(low(&identity.board_serial).map(Signal::Board))
     }
@@ -253,6 +261,24 @@ mod tests {
         assert_eq!(names(&machines, &shared).len(), 1);
         machines.server(&one, true);
         assert!(names(&machines, &[Signal::Stem(text("mac-1"))]).is_empty());
+    }
+
+    #[test]
+    fn a_server_is_found_by_its_uuid_in_either_byte_order() {
+        let uuid = "4c4c4544-0035-4b10-8032-cac04f583933".to_owned();
+        let swapped = swapped_uuid(&uuid).unwrap();
+        let identity = |uuid: &String| Identity {
+            system_uuid: Some(uuid.clone()),
+            ..Identity::default()
+        };
+        for (known, told) in [(&uuid, &swapped), (&swapped, &uuid)] {
+            let machines = Machines::default();
+            machines.server(&server("a", identity(known)), false);
+            for told in [told, known] {
+                let signals: Vec<Signal> = Signal::of(&identity(told)).collect();
+                assert_eq!(names(&machines, &signals), ["a"], "{known} {told}");
+            }
+        }
     }
 
     #[test]

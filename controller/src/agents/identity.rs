@@ -204,6 +204,8 @@ pub fn settle(
     machines: &[Machine<'_>],
     word: Word,
 ) -> Settled {
+    // An older version may have stored what is known by now to say nothing.
+    let known = &known.normalised();
     let mut settled = Settled::default();
     let mut withheld = BTreeSet::new();
     for other in machines.iter().filter(|other| other.name != name) {

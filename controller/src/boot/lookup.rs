@@ -7,7 +7,7 @@ use muster_proto::{
     Mac,
     identity::Identity,
     kinds::{APPROVE_ANNOTATION, BareMetalHost, INSPECT_ANNOTATION, Segment, Server},
-    text::{is_same_uuid, swapped_uuid},
+    text::is_same_uuid,
 };
 
 use super::policy::{SHARED_UUID, Verdict, is_idle, verdict, verdict_by_uuid};
@@ -57,15 +57,13 @@ impl Known {
         let by_uuid_alone = by_mac.is_none();
         let is_idle = |server: &Server| is_idle(server, world.host_of(server).as_deref());
         let by_uuid = |uuid: &str| {
-            let exactly = |uuid: &str| {
-                let all = with(Signal::Uuid(uuid.to_ascii_lowercase()), &|identity| {
-                    identity.system_uuid.as_deref() == Some(uuid)
-                });
-                // The first of them, by name.
-                all.into_iter()
-                    .min_by_key(|server| by_uuid_alone && is_idle(server))
-            };
-            exactly(uuid).or_else(|| exactly(&swapped_uuid(uuid)?))
+            let all = with(Signal::uuid(uuid), &|identity| {
+                let own = identity.system_uuid.as_deref();
+                own.is_some_and(|own| is_same_uuid(own, uuid))
+            });
+            // The first of them, by name; one that tells it in the other byte order only where there is no other.
+            all.into_iter()
+                .min_by_key(|server| (own_uuid(server) != Some(uuid), by_uuid_alone && is_idle(server)))
         };
         let server = match &by_mac {
             None => uuid.and_then(by_uuid),

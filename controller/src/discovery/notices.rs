@@ -1,10 +1,11 @@
 //! What people are told, in words. Pure.
 
+use std::collections::BTreeSet;
+
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Resource as _;
 use muster_proto::{
     Chain,
-    identity::Identity,
     kinds::{
         APPROVE_ANNOTATION, BareMetalHost, HardwareDetails, HostReference, IN_BAND_ANNOTATION, Segment,
         Server,
@@ -16,7 +17,7 @@ use super::{
     link,
     next::{Seen, server_name},
 };
-use crate::{events::Event, hardware, round::ExecuteError};
+use crate::{events::Event, hardware, machines::Signal, round::ExecuteError};
 
 /// The step that makes a host.
 pub(super) const CREATE_HOST: &str = "create host";
@@ -211,10 +212,10 @@ const ADDRESS: &str = "a MAC address";
 /// the same serial number, it is an address.
 fn shared(one: &Server, other: &Server) -> &'static str {
     let [one, other] = [one, other].map(shown);
-    let uuid = are_same(&one, &other, |identity| identity.system_uuid.as_deref());
-    let serial = are_same(&one, &other, |identity| identity.system_serial.as_deref());
-    let board = are_same(&one, &other, |identity| identity.board_serial.as_deref());
-    match (uuid, serial || board) {
+    let any = |is: fn(&Signal) -> bool| one.intersection(&other).any(is);
+    let uuid = any(|signal| matches!(signal, Signal::Uuid(_)));
+    let serial = any(|signal| matches!(signal, Signal::Serial(_) | Signal::Board(_)));
+    match (uuid, serial) {
         (true, true) => "its UUID and a serial number",
         (true, false) => "its UUID",
         (false, true) => "a serial number",
@@ -223,18 +224,10 @@ fn shared(one: &Server, other: &Server) -> &'static str {
 }
 
 /// All that the machine behind `server` says of itself: as it enrolled, and as it reported.
-fn shown(server: &Server) -> Vec<Identity> {
-    let known = server.status.as_ref().map(|status| status.identity.clone());
+fn shown(server: &Server) -> BTreeSet<Signal> {
+    let known = server.status.as_ref().map(|status| status.identity.normalised());
     let reported = link::inventory(server).map(|inventory| inventory.identity.normalised());
-    known.into_iter().chain(reported).collect()
-}
-
-fn are_same(one: &[Identity], other: &[Identity], signal: fn(&Identity) -> Option<&str>) -> bool {
-    let mut signals = one.iter().filter_map(signal);
-    signals.any(|own| {
-        let mut others = other.iter().filter_map(signal);
-        others.any(|their| own.eq_ignore_ascii_case(their))
-    })
+    known.iter().chain(&reported).flat_map(Signal::of).collect()
 }
 
 /// A job that the agent could not carry out; a failed inspection is told with its end.

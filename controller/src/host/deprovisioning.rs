@@ -164,17 +164,17 @@ fn clean(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
     };
     let root = preparing::root_of_before(draft, &inventory.disks);
     let disks = to_clean(&inventory.disks, root);
+    let left = left_out(draft, &inventory.disks, root);
     if disks.is_empty() {
         // It ran something from somewhere.
         let none = "the ramdisk found no disk that may be cleared";
-        return match &disk::left_out(&inventory.disks, root)[..] {
-            [] => uncleaned(draft, none),
-            left => uncleaned(draft, &format!("{none}: {}", left.join("; "))),
+        return match left.is_empty() {
+            true => uncleaned(draft, none),
+            false => uncleaned(draft, &format!("{none}: {}", left.join("; "))),
         };
     }
     match guard::to_clean(draft.host, draft.seen, &disks) {
         Ok(permit) => {
-            let left = left_out(draft, &inventory.disks, root);
             tell_left_out(draft, server, &id, &left);
             jobs::place(draft, server, &id, Task::Clean(permit));
             let then = afterwards(draft);
@@ -195,13 +195,15 @@ fn to_clean<'a>(disks: &'a [Disk], root: Option<&'a Disk>) -> Vec<&'a Disk> {
     disk::to_clean(disks, root.filter(|root| disk::can_be_told(disks, root).is_ok()))
 }
 
-/// What a cleaning of `disks` after an image on `root` leaves as it is, each with why: that of a disk that is not seen any more, too, which
-/// may have been pulled out, or not have come up with this boot.
+/// What a cleaning of `disks` after an image on `root` leaves as it is, each with why: also disks of which any may be that of the image, and
+/// one that is not seen any more, which may have been pulled out, or not have come up with this boot.
 fn left_out(draft: &Draft<'_>, disks: &[Disk], root: Option<&Disk>) -> Vec<String> {
     let known = draft.old.hardware.as_ref().map(Packed::unpack);
     let gone = known.iter().flat_map(|known| disk::gone(&known.storage, disks));
+    let recorded = preparing::recorded_hints(draft).into_iter();
+    let ambiguous = recorded.flat_map(|hints| disk::ambiguous(hints, disks));
     let mut left = disk::left_out(disks, root);
-    left.extend(gone);
+    left.extend(ambiguous.chain(gone));
     left
 }
 

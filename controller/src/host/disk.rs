@@ -101,27 +101,51 @@ pub(super) fn choose<'a>(hints: Option<&RootDeviceHints>, disks: &'a [Disk]) -> 
 }
 
 /// An error where `hints` give the number of one disk, and it is that of several of `disks`: HPE's Smart Array says the controller's serial
-/// number of each of its volumes, and the names of an array's volumes begin alike. Several paths to a disk show one world wide name.
+/// number of each of its volumes, and the names of an array's volumes begin alike. Several paths to a disk show one world wide name; those
+/// without one are as many disks.
 fn refuse_shared_number(hints: &RootDeviceHints, disks: &[&Disk]) -> Result<(), String> {
     /// How many of them are named.
     const NAMED: usize = 4;
-    let named = |disk: &&Disk| Some((world_wide_name(disk)?.to_owned(), disk.name.clone()));
-    let all: BTreeMap<String, String> = disks.iter().filter_map(named).collect();
+    let named = |disk: &&Disk| match world_wide_name(disk) {
+        Some(wwn) => (wwn.to_owned(), format!("{} ({wwn})", disk.name)),
+        None => (disk.name.clone(), disk.name.clone()),
+    };
+    let all: BTreeMap<String, String> = disks.iter().map(named).collect();
     let has_number = hints.serial_number.is_some() || hints.wwn.is_some();
     if !has_number || all.len() < 2 {
         return Ok(());
     }
-    let some = all
-        .iter()
-        .take(NAMED)
-        .map(|(wwn, name)| format!("{name} ({wwn})"));
+    let some: Vec<String> = all.values().take(NAMED).cloned().collect();
     Err(format!(
         "{} different disks match the root device hints: {}, such as {}, so no image is written to any; next: add wwnWithExtension or \
          deviceName to spec.rootDeviceHints",
         all.len(),
         words(hints),
-        some.collect::<Vec<_>>().join(", ")
+        some.join(", ")
     ))
+}
+
+/// Those behind a network that match `hints`, by which an image was written, as other disks do by now: nobody knows which of them it is on,
+/// so none of them is cleaned. Each with why, for people; of the LUNs of an array behind SAS [`left_out`] tells.
+pub(super) fn ambiguous(hints: &RootDeviceHints, disks: &[Disk]) -> Vec<String> {
+    let hints = said(hints);
+    let meant: Vec<&Disk> = disks
+        .iter()
+        .filter(|disk| matches(&hints, disk) && is_writable(disk))
+        .collect();
+    if refuse_shared_number(&hints, &meant).is_ok() {
+        return Vec::new();
+    }
+    meant
+        .into_iter()
+        .filter(|disk| matches!(disk.transport, Transport::Iscsi | Transport::Fc))
+        .map(|disk| {
+            format!(
+                "{} is one of several disks that match the root device hints, and the image may be on any of them",
+                disk.name
+            )
+        })
+        .collect()
 }
 
 /// True if `disk` is the one that was called `id`, wherever it hangs now, unless nothing else tells it from others.

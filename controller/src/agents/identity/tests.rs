@@ -463,6 +463,21 @@ fn a_report_only_adds_what_nobody_claims() {
     assert_eq!(settled.clashes, BTreeSet::from(["victim".to_owned()]));
 }
 
+#[test]
+fn a_placeholder_that_an_older_version_stored_is_forgotten() {
+    let known = Identity {
+        system_uuid: Some("4c4c4544-0000-2010-8020-80c04f202020".to_owned()),
+        ..id("", "A1", "", &[nic(1)])
+    };
+    for (uuid, then) in [("", None), (UUID_A, Some(UUID_A))] {
+        let claimed = id(uuid, "A1", "", &[nic(1)]);
+        for word in [Word::Enrolment, Word::Report] {
+            let settled = settle("a", &known, &claimed, None, &[machine("a", &known)], word);
+            assert_eq!(settled.identity.system_uuid.as_deref(), then, "{word:?}");
+        }
+    }
+}
+
 fn any_identity() -> impl Strategy<Value = Identity> {
     let uuid = prop::sample::select(vec!["", UUID_A, UUID_B, "4c4c4544-0037-4b10-8032-b2c04f583935"]);
     let serial = prop::sample::select(vec!["", "A1", "B1", "C1"]);

@@ -280,6 +280,33 @@ fn a_number_that_several_disks_have_chooses_none_of_them() {
     for one in [&serial, &wwn] {
         assert_eq!(disk::choose(Some(one), &paths).unwrap().name, "/dev/sda");
     }
+    // Of those without a world wide name each is a disk.
+    for disk in &mut all {
+        disk.wwn.clear();
+        disk.wwn_with_extension.clear();
+    }
+    let why = disk::choose(Some(&serial), &all).unwrap_err();
+    assert!(why.contains("such as /dev/sda, /dev/sdb, so"), "{why}");
+    assert_eq!(disk::choose(Some(&placed), &all).unwrap().name, "/dev/sdb");
+}
+
+#[test]
+fn of_disks_that_share_the_hinted_number_those_behind_a_network_are_told_of() {
+    let lun = |name: &str, transport: Transport| Disk {
+        serial: "PDNLH0BRH8N0VP".to_owned(),
+        by_path: format!("/dev/disk/by-path/{name}"),
+        transport,
+        ..named(name, 240)
+    };
+    let all = [lun("sda", Transport::Scsi), lun("sdb", Transport::Fc)];
+    let mut hinted = hints(|hints| hints.serial_number = Some(all[0].serial.clone()));
+    let told = disk::ambiguous(&hinted, &all);
+    assert!(
+        told.len() == 1 && told[0].starts_with("/dev/sdb is one of several disks"),
+        "what is built in is cleaned all the same: {told:?}"
+    );
+    hinted.device_name = Some(all[1].by_path.clone());
+    assert!(disk::ambiguous(&hinted, &all).is_empty());
 }
 
 #[test]

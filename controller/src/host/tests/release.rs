@@ -2,10 +2,11 @@
 
 use k8s_openapi::api::core::v1::SecretReference;
 use muster_proto::{
-    inventory::Transport,
+    inventory::{Disk, Transport},
     job,
     kinds::{
         AutomatedCleaningMode, ErrorType, HostBootMode, JobStatus, PROTECTED_ANNOTATION, RELEASE_ANNOTATION,
+        RootDeviceHints,
     },
 };
 
@@ -661,6 +662,40 @@ fn why_no_disk_may_be_cleared_is_said() {
     let message = told(&mut world, "NotCleaned");
     let why = "the ramdisk found no disk that may be cleared: /dev/";
     assert!(message.contains(why), "{message}");
+}
+
+/// The second one was mapped while the host ran its image, and the hint is no more than what both their names begin with.
+#[test]
+fn of_disks_behind_a_network_that_hints_do_not_tell_apart_any_more_it_is_told() {
+    let wwn = "0x600508b1001c0000";
+    let lun = |name: &str, unit: u8| Disk {
+        wwn: wwn.to_owned(),
+        wwn_with_extension: format!("{wwn}000000000000000{unit}"),
+        transport: Transport::Fc,
+        ..disk(name, 40)
+    };
+    for (has_local, reason) in [(true, "DisksLeft"), (false, "NotCleaned")] {
+        let mut world = at(State::Available);
+        world.change_inventory(|inventory| {
+            inventory.disks.truncate(usize::from(has_local));
+            inventory.disks.push(lun("sdx", 0));
+        });
+        world.host().spec.root_device_hints = Some(Box::new(RootDeviceHints {
+            wwn: Some(wwn.to_owned()),
+            ..RootDeviceHints::default()
+        }));
+        world.settle();
+        world.set_image(Some(IMAGE));
+        world.reach(State::Provisioned);
+        world.settle();
+        world.change_inventory(|inventory| inventory.disks.push(lun("sdy", 1)));
+        world.set_image(None);
+        let message = told(&mut world, reason);
+        for name in ["/dev/sdx", "/dev/sdy"] {
+            let why = format!("{name} is one of several disks that match the root device hints");
+            assert!(message.contains(&why), "{message}");
+        }
+    }
 }
 
 #[test]
