@@ -371,15 +371,18 @@ fn boot(draft: &mut Draft<'_>, operation: &str, then: &str) {
     }
 }
 
-/// The machine goes off and on, of which `tried` was the last step.
+/// The machine goes off and on, of which `tried` was the last step. Each step has its own end: one that has not been switched on yet is not
+/// late to call in, however slow its BMC is.
 fn off_and_on(draft: &mut Draft<'_>, operation: &str, tried: &Tried, then: &str) {
     if power::is_unknown(draft) {
         read_power(draft);
         bmc_overdue(draft, &Reach::Bmc, then);
-    } else if overdue(draft, then)
-        && let Err(why) = starting::go_on(draft, operation, tried)
-    {
-        is_unbooted(draft, &why);
+        return;
+    }
+    draft.wait_for(WaitReason::Ramdisk, waits(draft, then));
+    match starting::go_on(draft, operation, tried) {
+        Ok(()) => draft.again(LOOK_AGAIN),
+        Err(why) => is_unbooted(draft, &why),
     }
 }
 

@@ -227,6 +227,31 @@ async fn a_maker_that_only_the_service_names_gets_its_shape_at_once() {
     assert_eq!(count(&service, "PATCH", ""), 1);
 }
 
+#[tokio::test]
+async fn a_bmc_is_told_its_override_first_in_the_way_in_which_it_took_the_last_one() {
+    for (boot, manufacturer, refused) in [
+        (BootQuirk::Whole, "GIGABYTE", 1),
+        (BootQuirk::FixedSettings, "Muster", 2),
+    ] {
+        let (service, _events, access) = one(Options {
+            boot,
+            manufacturer: manufacturer.to_owned(),
+            ..Options::default()
+        });
+        let bmcs = bmcs(&hasty());
+        for (device, expected) in [(Device::Hdd, refused + 1), (Device::Pxe, 1)] {
+            let done = bmcs.set_boot(&access, 1, uefi(device)).await;
+            assert_eq!(done.unwrap(), Done::Accepted, "{boot:?}");
+            assert_eq!(count(&service, "PATCH", ""), expected, "{boot:?}");
+        }
+        // One that was away may be another version of itself.
+        service.inject(Rule::always(Fault::Unavailable(0)).times(1));
+        assert!(bmcs.power(&access).await.is_err());
+        bmcs.set_boot(&access, 1, uefi(Device::Hdd)).await.unwrap();
+        assert_eq!(count(&service, "PATCH", ""), refused + 1, "{boot:?}");
+    }
+}
+
 /// What the first way of writing it is told says what is wrong.
 #[tokio::test]
 async fn of_an_override_that_is_taken_in_no_way_the_first_refusal_is_told() {

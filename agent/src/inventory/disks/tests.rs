@@ -6,6 +6,9 @@ use super::{
 };
 use crate::sys::tree::Tree;
 
+mod broken;
+mod members;
+
 /// A tree with disks of one machine; each bus as Linux 6.1 shows it.
 struct Disks(Tree);
 
@@ -302,95 +305,6 @@ fn a_lun_of_an_array_behind_sas_is_told_from_a_disk() {
     assert!(!silent.asymmetric_access);
 }
 
-const IMSM: &[u8] = b"Intel Raid ISM Cfg Sig. 1.3.00";
-
-/// `mark`, then zeros: as many bytes as stand at a disk's end.
-fn end_of(mark: &[u8], len: usize) -> Vec<u8> {
-    let mut end = mark.to_vec();
-    end.resize(len, 0);
-    end
-}
-
-/// A SATA disk of 8 KiB whose controller is of `class`.
-fn small_sata(class: &str) -> Disks {
-    let controller = "sys/devices/pci0000:00/0000:00:1f.2";
-    Disks::new()
-        .sata()
-        .file(&format!("{controller}/class"), class)
-        .file(
-            &format!("{controller}/ata2/host1/target1:0:0/1:0:0:0/block/sda/size"),
-            "16\n",
-        )
-}
-
-#[test]
-fn a_member_of_a_firmware_raid_is_told_by_its_end() {
-    let told = |class: &str, end: &[u8]| {
-        let content = [&vec![0; 8192 - end.len()][..], end].concat();
-        small_sata(class).file("dev/sda", content).one().firmware_raid
-    };
-    let raid = "0x010400\n";
-    assert_eq!(told(raid, &end_of(IMSM, 1024)), "IMSM");
-    assert_eq!(told(raid, &end_of(b"\xde\x11\xde\x11", 512)), "DDF");
-    assert_eq!(told(raid, &end_of(b"\x11\xde\x11\xde", 512)), "DDF");
-    for elsewhere in [
-        end_of(IMSM, 512),
-        end_of(b"\xde\x11\xde\x11", 1024),
-        vec![0; 1024],
-    ] {
-        assert_eq!(told(raid, &elsewhere), "");
-    }
-    // What is left of another machine: firmware makes no volumes of disks at an AHCI controller.
-    assert_eq!(told("0x010601\n", &end_of(IMSM, 1024)), "");
-}
-
-#[test]
-fn a_member_with_blocks_of_4096_bytes_behind_vmd_is_told_also_where_its_controllers_are_one() {
-    let vmd = "pci0000:00/0000:00:0e.0";
-    let controller = format!("{vmd}/pci10000:e0/10000:e0:06.0/10000:e1:00.0/nvme/nvme1");
-    let subsystem = "virtual/nvme-subsystem/nvme-subsys1";
-    let at = format!("sys/devices/{subsystem}/nvme1n1");
-    let content = [vec![0; 8192], end_of(IMSM, 8192)].concat();
-    let disk = Disks::new()
-        .block("nvme1n1", &format!("{subsystem}/nvme1n1"), 1)
-        .file(&format!("{at}/size"), "32\n")
-        .file(&format!("{at}/queue/logical_block_size"), "4096\n")
-        .file(&format!("sys/devices/{controller}/cntlid"), "0\n")
-        .file(&format!("sys/devices/{vmd}/class"), "0x010400\n")
-        .file("dev/nvme1n1", content);
-    let disk = Disks(disk.0.link(
-        &format!("sys/devices/{subsystem}/nvme1"),
-        &format!("../../../{controller}"),
-    ));
-    assert_eq!(disk.one().firmware_raid, "IMSM");
-}
-
-#[test]
-fn a_disk_whose_end_cannot_be_read_costs_a_warning_and_is_listed() {
-    let disks = Disks(small_sata("0x010400\n").0.directory("dev/sda"));
-    let (found, warnings) = disks.read();
-    assert_eq!((found.len(), found[0].firmware_raid.as_str()), (1, ""));
-    assert_eq!((warnings.len(), warnings[0].subject.as_str()), (1, "sda"));
-
-    // Nor does one that never answers go, or keep a job that looks for its disks.
-    let disks = small_sata("0x010400\n");
-    let node = disks.0.root().dev("sda");
-    std::fs::create_dir_all(node.parent().unwrap()).unwrap();
-    nix::unistd::mkfifo(&node, nix::sys::stat::Mode::S_IRWXU).unwrap();
-    let mut warnings = Warnings::default();
-    let root = disks.0.root();
-    let mut found = collect(&root, &mut Patience::default(), &mut warnings);
-    let mut patience = Patience::of(std::time::Duration::from_millis(50));
-    tell_members(&root, &mut found, &mut patience, &mut warnings);
-    let said = warnings.finish();
-    assert_eq!((found.len(), said.len()), (1, 1), "{said:?}");
-    assert!(said[0].message.contains("does not answer"), "{said:?}");
-    assert_eq!(
-        collect(&root, &mut Patience::default(), &mut Warnings::default()),
-        found
-    );
-}
-
 #[test]
 fn network_disks_are_named_by_their_target() {
     let fibre = "pci0000:00/0000:05:00.0/host1/rport-1:0-0/target1:0:0";
@@ -522,111 +436,6 @@ fn what_is_no_disk_is_left_out() {
             "1\n",
         );
     assert_eq!(disks.one().name, "/dev/vda");
-}
-
-#[test]
-fn a_disk_without_a_size_is_left_out_with_a_warning() {
-    let without_size = |host: &str| {
-        let size = format!("sys/devices/{host}/target0:0:0/0:0:0:0/block/sda/size");
-        let disks = Disks::new().virtio().scsi("sda", host, "0:0:0:0");
-        let (found, warnings) = disks.file(&size, "0\n").read();
-        assert_eq!((found.len(), found[0].name.as_str()), (1, "/dev/vda"));
-        warnings
-    };
-    let said = without_size("pci0000:00/0000:00:04.0/host0");
-    assert_eq!((said.len(), said[0].subject.as_str()), (1, "sda"), "{said:?}");
-    assert!(said[0].message.contains("no size"), "{said:?}");
-    // A reader without a card, whose firmware calls it fixed.
-    assert_eq!(without_size("pci0000:00/0000:00:14.0/usb1/1-2/1-2:1.0/host0"), []);
-}
-
-#[test]
-fn a_broken_disk_costs_a_warning_and_no_other_disk() {
-    let at = "sys/devices/pci0000:00/0000:00:04.0/host0/target0:0:0/0:0:0:0";
-    let disks = Disks::new()
-        .virtio()
-        .scsi("sda", "pci0000:00/0000:00:04.0/host0", "0:0:0:0")
-        .nvme();
-    let disks = Disks(
-        disks
-            .0
-            .directory(&format!("{at}/vpd_pg80"))
-            .directory(&format!("{at}/model")),
-    );
-    let (found, warnings) = disks.read();
-    let names: Vec<_> = found.iter().map(|disk| disk.name.as_str()).collect();
-    assert_eq!(names, ["/dev/nvme0n1", "/dev/sda", "/dev/vda"]);
-    assert_eq!(
-        (found[1].serial.as_str(), found[1].wwn.as_str()),
-        ("", "0x5000c500a0b1c2d3")
-    );
-    assert_eq!(warnings.len(), 2, "{warnings:?}");
-    assert!(warnings.iter().all(|warning| warning.subject == "sda"));
-
-    // Without its size a disk cannot be chosen for anything.
-    let disks = Disks(disks.0.directory(&format!("{at}/block/sda/size")));
-    let (found, warnings) = disks.read();
-    assert_eq!((found.len(), warnings.len()), (2, 1));
-}
-
-#[test]
-fn what_a_disk_calls_itself_is_clean() {
-    let disks = Disks::new().virtio().file(
-        "sys/devices/pci0000:00/0000:00:05.0/virtio2/block/vda/serial",
-        b"\xff\x1b[2Jevil\n#!ipxe",
-    );
-    assert_eq!(disks.one().serial, "\u{fffd} [2Jevil #!ipxe");
-}
-
-#[test]
-fn a_disk_that_does_not_answer_costs_a_warning_and_not_the_others() {
-    let disks = Disks::new().virtio().nvme();
-    let size = disks.0.root().sys("block/nvme0n1/size");
-    std::fs::remove_file(&size).unwrap();
-    // Opening a pipe waits for a writer, for ever.
-    nix::unistd::mkfifo(&size, nix::sys::stat::Mode::S_IRWXU).unwrap();
-    let mut warnings = Warnings::default();
-    let mut patience = Patience::of(std::time::Duration::from_millis(50));
-    let found = collect(&disks.0.root(), &mut patience, &mut warnings);
-    assert_eq!(found.len(), 1);
-    assert_eq!(found[0].name, "/dev/vda");
-    let said = warnings.finish();
-    assert_eq!((said.len(), said[0].subject.as_str()), (1, "nvme0n1"));
-    assert!(said[0].message.contains("does not answer"), "{said:?}");
-}
-
-#[test]
-fn five_thousand_disks_are_bounded() {
-    let mut disks = Disks::new();
-    for number in 0..5000 {
-        let at = format!("vbd/vd{number}");
-        disks = Disks(
-            disks
-                .0
-                .file(&format!("sys/devices/{at}/size"), "8\n")
-                .link(&format!("sys/block/vd{number}"), &format!("../devices/{at}")),
-        );
-    }
-    let (found, warnings) = disks.read();
-    assert_eq!(found.len(), MAX_DEVICES);
-    assert_eq!(found[999].name, "/dev/vd999");
-    assert_eq!(warnings.len(), 1);
-    assert!(warnings[0].message.starts_with("4000 more"), "{warnings:?}");
-}
-
-#[test]
-fn many_broken_disks_warn_a_hundred_times() {
-    let mut tree = Tree::new();
-    for number in 0..300 {
-        tree = tree.directory(&format!("sys/devices/x/vd{number}/size"));
-        tree = tree.link(
-            &format!("sys/block/vd{number}"),
-            &format!("../devices/x/vd{number}"),
-        );
-    }
-    let (found, warnings) = Disks(tree).read();
-    assert_eq!((found.len(), warnings.len()), (0, 101));
-    assert!(warnings[100].message.starts_with("200 more"), "{warnings:?}");
 }
 
 #[test]

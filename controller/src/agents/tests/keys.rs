@@ -41,7 +41,7 @@ async fn a_damaged_secret_is_an_error_and_stays() {
     assert!(load(&api.client(), "muster-system").await.is_err());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_edge_waits_for_the_secrets_and_needs_only_to_get_two() {
     let api = FakeApi::new();
     let waiting = tokio::spawn(watch(

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use super::{
     http::{Asked, HttpClient, Means, Told},
     model::{self, Root},
+    quirks::Shape,
     verdict::{self, Said},
 };
 use crate::bmc::{Access, BmcError, Credentials, Permission};
@@ -39,6 +40,8 @@ pub(super) struct Memory {
     sessionless: bool,
     /// The only system, if the address leaves the choice.
     pub(super) system: Option<String>,
+    /// Where and in which shape it took a boot override last.
+    pub(super) taken: Option<(String, Shape)>,
 }
 
 impl Memory {
@@ -46,6 +49,7 @@ impl Memory {
     pub(super) fn forget_service(&mut self) {
         self.root = None;
         self.sessionless = false;
+        self.taken = None;
     }
 }
 

@@ -190,7 +190,10 @@ async fn write(
         let told = client.change(&place.path, &body, tag).await;
         let is_optional = matches!(want.mode, WantedMode::Preferred(_)) && boot::has_mode(&body);
         match told {
-            Ok(Change::Taken) => return Ok(Done::Accepted),
+            Ok(Change::Taken) => {
+                client.memory().taken = Some((place.path.clone(), place.shape));
+                return Ok(Done::Accepted);
+            }
             Ok(Change::Mismatch) => {}
             Ok(Change::LeftOut(error)) => {
                 now = override_of(client, access).await?;
@@ -332,6 +335,9 @@ async fn override_of(client: &mut Client<'_>, access: &Access) -> Result<Overrid
             shape: *shape,
         }));
     }
+    // What it took last is tried first: each way that it refuses costs three requests.
+    let taken = client.memory().taken.as_ref();
+    ways.sort_by_key(|way| taken.is_none_or(|(path, shape)| (path, *shape) != (&way.path, way.shape)));
     Ok(Override { in_force, ways })
 }
 
