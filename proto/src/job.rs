@@ -102,6 +102,9 @@ pub struct Write {
     /// The contents of the config drive (`ConfigDrive` as JSON), sealed to the session's key and in base64; none: no config drive is made.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub config_drive: Option<String>,
+    /// True if the image is written without the config drive, with a warning, where that has no room: nobody asked for what it holds. Since 1.4.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub config_drive_optional: bool,
 }
 
 /// Where an image comes from and how it is verified.

@@ -115,6 +115,7 @@ impl Bench {
                 algorithm: DigestAlgorithm::Auto,
             },
             config_drive: None,
+            config_drive_optional: false,
         }
     }
 

@@ -117,6 +117,7 @@ fn an_image_of_any_size_is_written_in_little_memory() {
                 algorithm: DigestAlgorithm::Auto,
             },
             config_drive: None,
+            config_drive_optional: false,
         };
         let environment = Environment {
             root: Root::new(scratch.path().join(how)),

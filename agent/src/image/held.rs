@@ -42,7 +42,10 @@ impl<'d> Held<'d> {
             tail: Aligned::zeroed(TAIL),
             disk,
         };
-        *after = After::Old;
+        // An image that is written anew follows one of which the disk boots nothing.
+        if *after == After::Untouched {
+            *after = After::Old;
+        }
         // Written, not left to the device to zero: this must not stay in any queue. The second header goes first: alone it
         // could bring the old table back.
         held.disk.write_at(held.tail_at, &held.tail)?;

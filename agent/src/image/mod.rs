@@ -177,6 +177,18 @@ pub enum Failure {
         /// What is wrong with what came.
         source: Box<Failure>,
     },
+    /// It, or the list of digests, is not what was meant, and the server says that it encoded it.
+    #[error(
+        "fetch {file}: the server says that it encoded it (Content-Encoding: {encoding}), although it was asked for the file as it is; next: configure the server to send it unencoded"
+    )]
+    Encoded {
+        /// Which of them.
+        file: &'static str,
+        /// How.
+        encoding: String,
+        /// What is wrong with what came.
+        source: Box<Failure>,
+    },
     /// It is of a format that is not written.
     #[error("recognise the image's format")]
     Format {
@@ -266,9 +278,9 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// What this is after a download that brought `got`, of which no digest says that it is whole: where nobody told how long the file is,
-    /// it may only be cut off.
-    fn given(self, got: source::Got) -> Failure {
+    /// What this is after a download that brought `got`, of which no digest says that it is what was meant: where nobody told how long the
+    /// file is, it may only be cut off, and where the server encoded it, it may be right without that.
+    fn given(self, got: &source::Got) -> Failure {
         let may_be_cut = match &self {
             // What is no list becomes none by what follows.
             Failure::Listed { source, .. } => !matches!(source, ChecksumError::NoList { .. }),
@@ -286,17 +298,33 @@ impl Failure {
             Failure::Decode { source } => source.kind() == io::ErrorKind::UnexpectedEof,
             _ => false,
         };
-        if got.is_told || !may_be_cut {
-            return self;
-        }
+        let may_be_encoded = matches!(
+            self,
+            Failure::Listed { .. }
+                | Failure::Mismatch { .. }
+                | Failure::Format { .. }
+                | Failure::Layout { .. }
+                | Failure::Decode { .. }
+        );
         let file = match self {
             Failure::Listed { .. } => "the image's checksum list",
             _ => "the image",
         };
+        let failure = match &got.encoding {
+            Some(encoding) if may_be_encoded => Failure::Encoded {
+                file,
+                encoding: encoding.clone(),
+                source: Box::new(self),
+            },
+            _ => self,
+        };
+        if got.is_told || !may_be_cut {
+            return failure;
+        }
         Failure::Untold {
             file,
             bytes: got.bytes,
-            source: Box::new(self),
+            source: Box::new(failure),
         }
     }
 }

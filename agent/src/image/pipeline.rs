@@ -166,7 +166,7 @@ pub(super) fn run(
         let got = fetched.map_err(|source| Failure::Source { source })?;
         // What has the digest that it should have is whole, and was made as it is.
         let is_whole = wanted.compare(&digest).is_ok();
-        let given = |failure: Failure| if is_whole { failure } else { failure.given(got) };
+        let given = |failure: Failure| if is_whole { failure } else { failure.given(&got) };
         written.map_err(given)?;
         match decoded {
             Ok(()) => Ok(Transfer { got, image, digest }),

@@ -48,6 +48,9 @@ pub struct Patience {
     pub pace: Duration,
     /// How many tries in a row may bring no byte.
     pub tries: u32,
+    /// After so many tries in a row without a byte, a file that has begun to come is looked for at the server's other addresses, too. Where it
+    /// has another tag there, all of it has to come again, which is not worth it for a server that was only restarted.
+    pub loyalty: u32,
     /// So long a file that has begun to come may bring no more, however many tries that are: a switch that starts anew takes minutes, and
     /// what is on the disk would be written from its beginning again.
     pub outage: Duration,
@@ -61,6 +64,7 @@ impl Default for Patience {
             stall: Duration::from_secs(30),
             pace: Duration::from_secs(120),
             tries: 10,
+            loyalty: 4,
             outage: Duration::from_secs(600),
             tries_in_all: 200,
         }
@@ -77,13 +81,15 @@ pub trait Sink {
 }
 
 /// What came of a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Got {
     /// How many bytes: fewer than all only if the sink wanted no more, or if nobody told that there are more.
     pub bytes: u64,
     /// False if the file ended where a connection or a part of it did, and nobody told its length or that nothing follows: then a transfer
     /// that was cut off looks like a whole one (RFC 9112, section 8).
     pub is_told: bool,
+    /// How the server says that it encoded what it sent, though it was asked not to. It may be wrong, or mean a file that lies there so.
+    pub encoding: Option<String>,
 }
 
 /// Gets the whole of `url` into `sink`. Blocks: it runs on a runtime of its own, so that neither waits for the other.
@@ -115,6 +121,7 @@ pub fn get(
         at: 0,
         total: None,
         validator: None,
+        encoding: None,
     };
     runtime.block_on(async {
         tokio::select! {
@@ -185,6 +192,8 @@ struct Source<'a> {
     total: Option<u64>,
     /// What tells whether the file is still the same: a strong entity tag, or a date.
     validator: Option<HeaderValue>,
+    /// What [`Got::encoding`] will say.
+    encoding: Option<String>,
 }
 
 impl Source<'_> {
@@ -199,9 +208,16 @@ impl Source<'_> {
                     return Ok(Got {
                         bytes: self.at,
                         is_told,
+                        encoding: self.encoding.take(),
                     });
                 }
                 Err(error) if error.is_transient() => error,
+                // Who is asked because the file's own server stays away may not have it.
+                Err(error @ SourceError::Status { .. })
+                    if self.at > 0 && in_a_row >= self.patience.loyalty =>
+                {
+                    error
+                }
                 Err(error) => return Err(error),
             };
             in_all += 1;
@@ -216,10 +232,10 @@ impl Source<'_> {
                 self.mirror = None;
                 self.shunned.extend(self.connected);
             }
-            if is_slow {
+            in_a_row += 1;
+            if is_slow || in_a_row >= self.patience.loyalty {
                 self.served = None;
             }
-            in_a_row += 1;
             let is_away = self.at == 0 || came.elapsed() >= self.patience.outage;
             if (in_a_row >= self.patience.tries && is_away) || in_all >= self.patience.tries_in_all {
                 let source = Box::new(error);
@@ -279,6 +295,7 @@ impl Source<'_> {
         }
         let mut skip = self.compare(url, &response)?;
         self.served = self.connected;
+        self.encoding = self.encoding.take().or_else(|| encoding(response.headers()));
         // Of which nothing is here yet, another server may call it as it will.
         if self.at == 0 {
             self.total = content_length(&response);
@@ -507,6 +524,13 @@ fn validator(headers: &HeaderMap) -> Option<HeaderValue> {
         .get(header::ETAG)
         .filter(|tag| !tag.as_bytes().starts_with(b"W/"));
     strong.or_else(|| headers.get(header::LAST_MODIFIED)).cloned()
+}
+
+/// How an answer says that its content is encoded, if that is other than as it is (RFC 9110, section 8.4).
+fn encoding(headers: &HeaderMap) -> Option<String> {
+    let names = headers.get_all(header::CONTENT_ENCODING).iter();
+    let mut names = names.map(|name| muster_proto::text::clean(name.as_bytes()));
+    names.find(|name| !name.is_empty() && !name.eq_ignore_ascii_case("identity"))
 }
 
 /// How long an answer says that its content is, as hyper understands its headers.

@@ -39,6 +39,9 @@ const LARGEST_LIST: u64 = 1 << 20;
 /// As many zeros are written at once, in bytes: a disk that writes them out takes a moment, in which nobody hears of progress.
 const MOST_ZEROS: u64 = 256 << 20;
 
+/// So often in all a write begins, where the file becomes another one in the middle of it.
+const BEGINNINGS: u32 = 3;
+
 /// Where the transfer begins and ends within the whole, in percent.
 const TRANSFER: (u8, u8) = (2, 92);
 
@@ -57,18 +60,23 @@ pub(super) fn run(
         let target = token.disk().clone();
         disk.clone_from(&target.name);
         let mut open = token.open().map_err(|source| Failure::Refused { source })?;
-        work.step("fetch checksum", 1);
-        let wanted = wanted(job, environment, work)?;
-        let writing = Writing {
-            wanted,
-            config_drive,
-            root: &environment.root,
-            target: &target,
-            work,
-        };
-        let fetch =
-            |sink: &mut dyn Sink| source::get(&job.image.url, environment, Patience::default(), work, sink);
-        writing.write(&mut open, fetch, &mut after)
+        anew(|| {
+            // That of another file may be another one, too.
+            work.step("fetch checksum", 1);
+            let wanted = wanted(job, environment, work)?;
+            let writing = Writing {
+                wanted,
+                config_drive,
+                is_drive_optional: job.config_drive_optional,
+                root: &environment.root,
+                target: &target,
+                work,
+            };
+            let fetch = |sink: &mut dyn Sink| {
+                source::get(&job.image.url, environment, Patience::default(), work, sink)
+            };
+            writing.write(&mut open, fetch, &mut after)
+        })
     })();
     match result {
         Ok(written) => Ok(Written { disk, ..written }),
@@ -79,6 +87,20 @@ pub(super) fn run(
             source: Box::new(source),
         }),
     }
+}
+
+/// Does `write` from the beginning again where the file became another one in the middle, such as on another mirror: until all of it is
+/// verified the disk boots nothing.
+fn anew(mut write: impl FnMut() -> Result<Written, Failure>) -> Result<Written, Failure> {
+    for _ in 1..BEGINNINGS {
+        match write() {
+            Err(Failure::Source { source }) if source.is_another_file() => {
+                tracing::warn!("{}: writing the image from its beginning", Chain(&source));
+            }
+            ended => return ended,
+        }
+    }
+    write()
 }
 
 /// The digest that the job gives, or the one in the list that it gives.
@@ -100,24 +122,24 @@ fn wanted(job: &Write, environment: &Environment, work: &Work) -> Result<Wanted,
         list: url::shown(given),
         source,
     };
-    Wanted::from_file(&list, &url.file_names(), image.algorithm).map_err(|source| listed(source).given(got))
+    Wanted::from_file(&list, &url.file_names(), image.algorithm).map_err(|source| listed(source).given(&got))
 }
 
 /// What is wrong with `got`, whose digest is another one than is wanted.
-fn mismatch(source: Mismatch, got: Got) -> Failure {
-    match got {
-        Got {
-            bytes: 0,
-            is_told: true,
-        } => Failure::Empty,
-        Got { bytes, .. } => Failure::Mismatch { bytes, source }.given(got),
+fn mismatch(source: Mismatch, got: &Got) -> Failure {
+    if got.bytes == 0 && got.is_told {
+        return Failure::Empty;
     }
+    let bytes = got.bytes;
+    Failure::Mismatch { bytes, source }.given(got)
 }
 
 /// A write to a disk that is open.
 pub(super) struct Writing<'a> {
     pub(super) wanted: Wanted,
     pub(super) config_drive: Option<&'a dyn Contents>,
+    /// The image is written without it where that has no room.
+    pub(super) is_drive_optional: bool,
     pub(super) root: &'a Root,
     /// The disk, as the inventory describes it.
     pub(super) target: &'a Described,
@@ -145,7 +167,7 @@ impl Writing<'_> {
             state: State::Looking(disk),
             at: 0,
             zeros: 0,
-            has_place: self.config_drive.is_none(),
+            has_place: self.config_drive.is_none() || self.is_drive_optional,
         };
         let percent = |share: u8| {
             let span = u16::from(TRANSFER.1 - TRANSFER.0);
@@ -157,7 +179,7 @@ impl Writing<'_> {
         })?;
         self.wanted
             .compare(&transfer.digest)
-            .map_err(|source| mismatch(source, transfer.got))?;
+            .map_err(|source| mismatch(source, &transfer.got))?;
         let (mut held, layout) = writer.finish()?;
         layout
             .check_len(transfer.image)
@@ -273,9 +295,16 @@ impl Writing<'_> {
         let mut config = Zeroizing::new(config);
         let found = kept_for_config_drive(held, &layout)?;
         let random = u128::from(net::random()) << 64 | u128::from(net::random());
-        let at = layout
-            .place_config_drive(found, config_drive::LABEL, config.len() as u64, random)
-            .map_err(|source| Failure::Layout { source })?;
+        let at = match layout.place_config_drive(found, config_drive::LABEL, config.len() as u64, random) {
+            Err(why) if self.is_drive_optional => {
+                self.work.warn(format!(
+                    "the system gets no config drive, so it does not learn its host name from that: {}; next: make an image with room for it",
+                    Chain(&why)
+                ));
+                return Ok((layout, None));
+            }
+            placed => placed.map_err(|source| Failure::Layout { source })?,
+        };
         let block = usize::try_from(held.block()).unwrap_or(HEAD);
         let len = config.len().next_multiple_of(block);
         config.resize(len, 0);
@@ -381,7 +410,7 @@ struct Writer<'d> {
     at: u64,
     /// So many bytes before that are zeros and not written yet.
     zeros: u64,
-    /// The shortest config drive has a place, or none is wanted.
+    /// The shortest config drive has a place, or needs none.
     has_place: bool,
 }
 

@@ -314,6 +314,7 @@ impl Executor {
             disk: disk.clone(),
             image: task.image.clone(),
             config_drive,
+            config_drive_optional: task.drive.as_ref().is_some_and(|drive| !drive.reads_secrets()),
         }))
     }
 

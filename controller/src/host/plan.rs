@@ -251,6 +251,15 @@ pub struct Drive {
     pub seal_key: String,
 }
 
+impl Drive {
+    /// True if it holds what somebody gave, and not only our own metadata.
+    pub(super) fn reads_secrets(&self) -> bool {
+        self.meta_data_secret.is_some()
+            || self.network_data_secret.is_some()
+            || self.user_data_secret.is_some()
+    }
+}
+
 impl BmcCall {
     /// Its name, for the log.
     pub(super) fn name(&self) -> &'static str {
@@ -307,11 +316,7 @@ impl NewJob {
             _ => self.then.as_ref().map(|next| &next.task),
         };
         let drive = written.and_then(|task| task.drive.as_ref());
-        drive.is_some_and(|drive| {
-            drive.meta_data_secret.is_some()
-                || drive.network_data_secret.is_some()
-                || drive.user_data_secret.is_some()
-        })
+        drive.is_some_and(Drive::reads_secrets)
     }
 }
 

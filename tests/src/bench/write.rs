@@ -180,6 +180,7 @@ impl Place {
                 algorithm: DigestAlgorithm::Sha256,
             },
             config_drive: None,
+            config_drive_optional: false,
         };
         let mut child = Command::new(paths::write_example()?)
             .arg(&self.root)

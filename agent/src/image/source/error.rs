@@ -187,6 +187,11 @@ pub enum SourceError {
 }
 
 impl SourceError {
+    /// True if the file is another one now, of which all has to come: it was replaced, or this mirror has another version.
+    pub(crate) fn is_another_file(&self) -> bool {
+        matches!(self, SourceError::Changed { .. } | SourceError::Shorter { .. })
+    }
+
     /// True if the same request may do better later.
     pub(super) fn is_transient(&self) -> bool {
         match self {

@@ -178,6 +178,39 @@ fn a_file_comes_whole() {
 }
 
 #[test]
+fn a_file_comes_as_it_is_sent_and_it_is_known_how_its_server_encoded_it() {
+    let file = file();
+    for (headers, expected) in [
+        ("Content-Encoding: gzip\r\n", Some("gzip")),
+        (
+            "Content-Encoding: identity\r\nContent-Encoding: br\r\n",
+            Some("br"),
+        ),
+        ("Content-Encoding: Identity\r\n", None),
+        ("Content-Encoding:\r\n", None),
+        ("", None),
+    ] {
+        // Also where only the answer with the rest says so.
+        let server = Server::plain(vec![
+            Answer::Bytes(part(&file, 0, 70_000, "")),
+            Answer::Bytes(part(&file, 70_000, file.len(), headers)),
+        ]);
+        let environment = environment(&Tree::new());
+        let (bytes, got) = get_small(
+            &server.url,
+            10 << 20,
+            &environment,
+            patience(),
+            &Work::unwatched(),
+        )
+        .unwrap();
+        assert!(bytes == file);
+        assert_eq!(got.encoding.as_deref(), expected, "{headers}");
+        assert!(server.requests()[0].contains("\r\naccept-encoding: identity\r\n"));
+    }
+}
+
+#[test]
 fn a_broken_connection_goes_on_where_it_ended() {
     let file = file();
     let tag = "ETag: \"v1\"\r\n";

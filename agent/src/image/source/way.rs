@@ -93,7 +93,8 @@ impl Source<'_> {
         })
     }
 
-    /// The addresses of `host` that are tried, one after the other. What has begun goes on where it began, as long as that is one of them.
+    /// The addresses of `host` that are tried, one after the other. What has begun goes on where it began, as long as that is one of them and
+    /// has not been away for long (`Patience::loyalty`).
     async fn addresses(&self, url: &Url, host: &Host, port: u16) -> Result<Vec<SocketAddr>, SourceError> {
         let name = match host {
             Host::Address(address) => return Ok(vec![(*address, port).into()]),

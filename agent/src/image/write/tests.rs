@@ -96,9 +96,12 @@ struct Trial {
     packed: Vec<u8>,
     /// Whether the server tells how much that is.
     is_told: bool,
+    /// How it says that it encoded it.
+    encoding: Option<String>,
     wanted: Wanted,
     tree: Tree,
     config: Option<Box<dyn Contents>>,
+    is_drive_optional: bool,
     /// As the inventory describes the disk.
     target: Described,
     work: Work,
@@ -110,8 +113,10 @@ impl Trial {
             wanted: sha256(&packed),
             packed,
             is_told: true,
+            encoding: None,
             tree: bios(),
             config: None,
+            is_drive_optional: false,
             target: Described::default(),
             work: Work::unwatched(),
         }
@@ -122,6 +127,7 @@ impl Trial {
         let writing = Writing {
             wanted: self.wanted.clone(),
             config_drive: self.config.as_deref(),
+            is_drive_optional: self.is_drive_optional,
             root: &self.tree.root(),
             target: &self.target,
             work: &self.work,
@@ -139,6 +145,7 @@ impl Trial {
             Ok(Got {
                 bytes: at,
                 is_told: self.is_told,
+                encoding: self.encoding.clone(),
             })
         };
         (writing.write(disk, fetch, &mut after), after)

@@ -143,8 +143,12 @@ fn it_is_known_whether_anybody_told_where_a_file_ends() {
             &Work::unwatched(),
             &mut Any,
         );
-        let bytes = bytes as u64;
-        assert_eq!(got.unwrap(), Got { bytes, is_told }, "{case}");
+        let expected = Got {
+            bytes: bytes as u64,
+            is_told,
+            encoding: None,
+        };
+        assert_eq!(got.unwrap(), expected, "{case}");
         server.requests();
     }
 }

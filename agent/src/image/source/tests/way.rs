@@ -77,6 +77,35 @@ fn of_several_addresses_the_one_that_answers_is_taken_and_kept() {
 }
 
 #[test]
+fn a_file_whose_server_stays_away_goes_on_at_another_address() {
+    let file = file();
+    let tag = "ETag: \"v1\"\r\n";
+    // The first is gone in the middle, though its name still leads there, and the second does not have the file.
+    let first = Server::plain(vec![Answer::Bytes(part(&file, 0, 70_000, tag))]);
+    let port = Url::parse(&first.url).unwrap().port;
+    let other = |last, body| {
+        let listener = TcpListener::bind((Ipv4Addr::new(127, 0, 0, last), port)).unwrap();
+        thread::spawn(move || serve(listener.accept().unwrap().0, Answer::Bytes(body)))
+    };
+    let missing = answer("404 Not Found", "Content-Length: 0\r\n", b"");
+    let asked = [other(2, missing), other(3, part(&file, 70_000, file.len(), tag))];
+    let at = name_server(vec![vec![1, 2, 3]]);
+    let tree = Tree::new();
+    let environment = Environment {
+        name_servers: NameServers::new(move || vec![at]),
+        ..environment(&tree)
+    };
+    let fickle = Patience {
+        loyalty: 2,
+        ..patience()
+    };
+    let url = first.url.replace("127.0.0.1", "images.example");
+    assert!(get_all(&url, &environment, fickle).unwrap() == file);
+    let requests = asked.map(|asked| asked.join().unwrap().unwrap());
+    asks_for(&requests, ["70000-", "70000-"]);
+}
+
+#[test]
 fn the_name_servers_of_the_moment_are_asked() {
     let server = Server::plain(vec![Answer::Bytes(answer("200 OK", "", &file()))]);
     let at = name_server(vec![vec![1]]);

@@ -173,6 +173,31 @@ fn a_config_drive_without_room_is_refused_before_the_whole_image_came() {
 }
 
 #[test]
+fn an_image_that_leaves_no_room_is_written_without_a_config_drive_that_nobody_asked_for() {
+    let (image, mut disk) = filling();
+    let mut trial = Trial::of(image.clone());
+    trial.config = Some(Box::new(ConfigDrive::default()));
+    trial.is_drive_optional = true;
+    trial.write(&mut disk).0.unwrap();
+    assert_eq!(Gpt::primary(&disk.bytes, BLOCK).unwrap().partitions().count(), 1);
+    assert!(disk.bytes[MIB..12 * MIB] == image[MIB..12 * MIB]);
+    let warnings = trial.work.warnings();
+    assert!(
+        matches!(&warnings[..], [warning] if warning.contains("place the config drive: there is no room")),
+        "{warnings:?}"
+    );
+    // Where it has room it is there.
+    let mut trial = Trial::of(zstd(&super::image(BLOCK)));
+    trial.config = Some(Box::new(ConfigDrive::default()));
+    trial.is_drive_optional = true;
+    let mut disk = old_disk(BLOCK);
+    trial.write(&mut disk).0.unwrap();
+    let last = Gpt::primary(&disk.bytes, BLOCK).unwrap().partitions().last();
+    assert_eq!(last.unwrap().name, "config-2");
+    assert_eq!(trial.work.warnings(), [""; 0]);
+}
+
+#[test]
 fn an_image_that_fills_the_disk_takes_the_config_drive_in_a_file_system_of_that_name() {
     let (mut image, mut disk) = filling();
     let own = config_drive::image(&ConfigDrive::default(), BLOCK).unwrap();

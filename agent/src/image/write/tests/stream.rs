@@ -80,6 +80,34 @@ fn what_is_wrong_with_an_image_is_said_once_and_with_how_much_of_it_came() {
 }
 
 #[test]
+fn what_is_wrong_with_a_file_that_its_server_encoded_is_told_with_that() {
+    let image = image(BLOCK);
+    let page = b"<!DOCTYPE html>".to_vec();
+    for (packed, expected, why) in [
+        (gzip(&image), After::Unbootable, "verify the image"),
+        (page, After::Untouched, "recognise the image's format"),
+    ] {
+        let mut trial = Trial::of(packed);
+        (trial.wanted, trial.encoding) = (sha256(&image), Some("gzip".to_owned()));
+        let told = Chain(&trial.fails(&mut old_disk(BLOCK), expected)).to_string();
+        assert!(
+            told.starts_with("fetch the image: the server says that it encoded it (Content-Encoding: gzip)"),
+            "{told}"
+        );
+        assert!(told.contains(why), "{told}");
+    }
+    // A file that lies there so is what was meant, and a disk that fails is not the server's matter.
+    let mut trial = Trial::of(gzip(&image));
+    trial.encoding = Some("x-gzip".to_owned());
+    trial.write(&mut old_disk(BLOCK)).0.unwrap();
+    trial.wanted = sha256(b"another");
+    let mut disk = old_disk(BLOCK);
+    disk.bad = Some((5 * MIB as u64, Errno::EIO));
+    let failed = trial.fails(&mut disk, After::Unbootable);
+    assert!(matches!(failed, Failure::Disk { .. }), "{failed}");
+}
+
+#[test]
 fn a_stream_that_is_cut_off_or_goes_on_with_garbage_is_refused() {
     let image = image(BLOCK);
     for packed in [zstd(&image), gzip(&image)] {
@@ -243,11 +271,13 @@ fn a_stream_that_goes_on_without_content_is_given_up() {
             Ok(Got {
                 bytes: 0,
                 is_told: false,
+                encoding: None,
             })
         };
         let writing = Writing {
             wanted: trial.wanted.clone(),
             config_drive: None,
+            is_drive_optional: false,
             root: &trial.tree.root(),
             target: &trial.target,
             work: &trial.work,
@@ -302,11 +332,16 @@ fn an_answer_that_brings_nothing_says_nothing_of_how_long_the_image_is() {
         let bytes = trial.packed.len() as u64;
         sink.expect(Some(bytes));
         sink.take(trial.packed.clone().into());
-        Ok(Got { bytes, is_told: true })
+        Ok(Got {
+            bytes,
+            is_told: true,
+            encoding: None,
+        })
     };
     let writing = Writing {
         wanted: trial.wanted.clone(),
         config_drive: None,
+        is_drive_optional: false,
         root: &trial.tree.root(),
         target: &trial.target,
         work: &trial.work,
@@ -323,6 +358,7 @@ fn a_source_that_fails_is_to_blame_and_not_the_half_that_came() {
     let writing = Writing {
         wanted: trial.wanted.clone(),
         config_drive: None,
+        is_drive_optional: false,
         root: &trial.tree.root(),
         target: &trial.target,
         work: &trial.work,

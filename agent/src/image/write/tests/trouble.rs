@@ -93,11 +93,66 @@ fn a_stopped_write_never_boots() {
 }
 
 #[test]
+fn an_image_that_becomes_another_one_in_the_middle_is_written_from_its_beginning() {
+    let trial = Trial::of(zstd(&image(BLOCK)));
+    let root = trial.tree.root();
+    // So many tries meet another file in the middle; in the second the disk fails or not.
+    for (others, fails) in [(1, false), (BEGINNINGS, false), (1, true)] {
+        let mut disk = old_disk(BLOCK);
+        let (mut tries, mut after) = (0, After::Untouched);
+        let written = anew(|| {
+            tries += 1;
+            let is_other = tries <= others;
+            if fails && tries == 2 {
+                disk.bad = Some((0, Errno::EIO));
+            }
+            let writing = Writing {
+                wanted: trial.wanted.clone(),
+                config_drive: None,
+                is_drive_optional: false,
+                root: &root,
+                target: &trial.target,
+                work: &trial.work,
+            };
+            let fetch = |sink: &mut dyn Sink| {
+                if is_other {
+                    let half = image_with(BLOCK, "other")[..6 * MIB].to_vec();
+                    sink.take(half.into());
+                    let url = String::new();
+                    return Err(SourceError::Changed { url, at: 1 });
+                }
+                let bytes = trial.packed.len() as u64;
+                sink.take(trial.packed.clone().into());
+                Ok(Got {
+                    bytes,
+                    is_told: true,
+                    encoding: None,
+                })
+            };
+            writing.write(&mut disk, fetch, &mut after)
+        });
+        if others == 1 && !fails {
+            written.unwrap();
+            assert_eq!(tries, 2);
+            assert!(disk.bytes[MIB..7 * MIB] == image(BLOCK)[MIB..7 * MIB]);
+        } else {
+            let failed = written.unwrap_err();
+            assert_eq!(matches!(failed, Failure::Disk { .. }), fails, "{failed}");
+            assert_eq!(tries, if fails { 2 } else { BEGINNINGS });
+            // Of the first try nothing boots, so nothing that was there before does.
+            assert_eq!(after, After::Unbootable);
+            assert!(is_unbootable(&disk.bytes));
+        }
+    }
+}
+
+#[test]
 fn every_thread_of_a_write_works_for_who_ordered_it() {
     let trial = Trial::of(image(BLOCK));
     let writing = Writing {
         wanted: trial.wanted.clone(),
         config_drive: None,
+        is_drive_optional: false,
         root: &trial.tree.root(),
         target: &trial.target,
         work: &trial.work,
@@ -108,6 +163,7 @@ fn every_thread_of_a_write_works_for_who_ordered_it() {
         Ok(Got {
             bytes: 0,
             is_told: true,
+            encoding: None,
         })
     };
     let stopped = writing
