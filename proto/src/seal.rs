@@ -218,6 +218,23 @@ mod tests {
         }
     }
 
+    /// Made by another implementation of RFC 9180, so that no change here changes it: sealed to the private key of 32 bytes 7, with the
+    /// ephemeral one of 32 bytes 9, and bound to [`BOUND`].
+    const RECORDED: &str = "ARO+T+rq8gTH/TNY/JwAchiB0XQngSgifsZ0839/6XttV9tLNZ8jrl4Ubk4lEgVnBHIlBjSMFQwUdT0Mkz0E1CGPxBkD5njiiJUD6Ek8fOk8vLk2CrNexygazpW1hlymg6gBMLjfcqj79BnNJcYbwo2N+wgTyeYL+47MtP4MG41a3i3kMlF4Avts8vojDVI4L+btQbigPuKotGjufIKaNX3o+aNWXL7wOF+9";
+
+    /// An agent that goes on with the job of a controller of another version, and a controller that seals for such an agent.
+    #[test]
+    fn what_an_older_version_sealed_opens_and_is_said_the_same() {
+        let secret = <Kem as hpke::Kem>::PrivateKey::from_bytes(&[7; KEY]).unwrap();
+        let public = Kem::sk_to_pk(&secret).to_bytes().into();
+        let opened = SealKey { secret, public }.open(&BOUND, RECORDED).unwrap();
+        let drive: ConfigDrive = serde_json::from_slice(&opened).unwrap();
+        assert_eq!(drive.meta_data["hostname"], "a");
+        assert!(drive.network_data.is_some());
+        assert_eq!(drive.user_data.as_deref(), Some(&b"#cloud-config\n"[..]));
+        assert_eq!(serde_json::to_vec(&drive).unwrap(), **opened);
+    }
+
     #[test]
     fn the_same_secret_is_never_sealed_to_the_same_text_twice() {
         let key = SealKey::generate();

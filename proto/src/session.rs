@@ -16,7 +16,7 @@
 //! | 1.0 | enrolment, inventory, the commands `inspect` and `reboot` |
 //! | 1.1 | the commands `powerOff`, `clean` and `write`; epochs, progress, a key to seal secrets to, [`Failure`], the log of a failure |
 //! | 1.2 | [`PollRequest::hold_seconds`] |
-//! | 1.3 | [`PollRequest::goes_at_once`] and [`Command::farewell`]: a machine leaves with the answer to the end of its write |
+//! | 1.3 | [`PollRequest::goes_at_once`] and [`Command::farewell`]: a machine leaves with the answer to the end of its write; [`DiskId::has_twin`](crate::job::DiskId::has_twin) |
 //! | 1.4 | [`PollRequest::warnings`], [`MachineId::board_serial`](crate::job::MachineId::board_serial), [`Write::config_drive_optional`] |
 
 use serde::{Deserialize, Serialize};

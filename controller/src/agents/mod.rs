@@ -10,6 +10,7 @@
 //!   poll, jobs, progress  what an agent is to do, how it went, how far it is
 //! edge                    what the calls share: who a certificate speaks for, what people are told
 //!   sessions, limits      who is here, and how often it may have written what it says (memory)
+//!   orphans               whose edge is gone for good (pure)
 //!   store                 Servers and Enrolments (Kubernetes)
 //! sweep                   removes ended Enrolments (control role)
 //! clock, metrics          what time it is, what is counted
@@ -32,6 +33,7 @@ mod jobs;
 pub mod keys;
 mod limits;
 mod metrics;
+mod orphans;
 mod poll;
 mod problem;
 mod progress;
@@ -53,9 +55,10 @@ use tokio::{
         broadcast::{self, error::RecvError},
         mpsc, watch,
     },
+    time::Instant,
 };
 
-use self::{edge::Edge, sessions::Sessions, store::Store};
+use self::{edge::Edge, orphans::Orphans, sessions::Sessions, store::Store};
 pub(crate) use self::{http::MAX_STRANGERS, tls::dialled};
 pub use self::{
     keys::Keys,
@@ -74,6 +77,9 @@ use crate::{
 
 /// How often it is looked who is gone.
 const LOOK: Duration = Duration::from_millis(500);
+
+/// How often it is looked whose edge is gone.
+const LOOK_ELSEWHERE: Duration = Duration::from_secs(60);
 
 /// What the agents' side needs.
 #[expect(missing_debug_implementations, reason = "a client has none")]
@@ -205,7 +211,8 @@ impl Server {
             tokio::join!(
                 bind::serve_on_each(Port::tcp("agents", port), addresses, closed_ports, listen, serve),
                 wake(Arc::clone(&edge), changes),
-                reap(Arc::clone(&edge))
+                reap(Arc::clone(&edge)),
+                reap_elsewhere(Arc::clone(&edge))
             );
         };
         tokio::pin!(serving);
@@ -236,7 +243,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 /// Takes over the sessions that an earlier run of this controller had: their agents will poll, or are gone after the usual silence.
 ///
 /// With several replicas this ends a session that polls at another one, once; that one ends the held poll, and the next one writes it
-/// connected again.
+/// connected again. Those that another replica leaves behind later, [`reap_elsewhere`] ends.
 fn adopt(edge: &Edge) {
     for server in edge.store.servers() {
         if let (Some(name), Some(session)) = (&server.metadata.name, server.session())
@@ -299,12 +306,43 @@ async fn reap(edge: Arc<Edge>) {
             if !edge.sessions.is_gone(&name, &key) {
                 continue;
             }
-            if poll::disconnect(&edge, &name, &key).await {
+            if poll::disconnect(&edge, &name, &key, None).await {
                 edge.sessions.forget(&name, &key);
             } else {
                 pause = Duration::from_secs(2);
                 break;
             }
+        }
+    }
+}
+
+/// Writes the end of sessions that other edges had which are gone for good. Of several edges that would, one does.
+async fn reap_elsewhere(edge: Arc<Edge>) {
+    let mut ending = edge.ending.clone();
+    let untold = edge.sessions.pace.untold;
+    let mut orphans = Orphans::default();
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(untold.min(LOOK_ELSEWHERE)) => {}
+            _ = ending.wait_for(|ending| *ending) => return,
+        }
+        let is_ours = |server: &str, key: &str| edge.sessions.knows(server, key);
+        // Nobody keeps old copies while the ends are written.
+        let due = orphans.look(&edge.store.servers(), is_ours, untold, Instant::now());
+        for orphan in due {
+            let (server, key) = (&orphan.server, &orphan.key);
+            // It may have come here meanwhile.
+            if is_ours(server, key) {
+                continue;
+            }
+            let minutes = untold.as_secs() / 60;
+            tracing::warn!(%server, "another edge has written nothing of the machine's job for {minutes} min and is taken for gone; next: the \
+            machine is shown as disconnected");
+            let ended = Box::pin(poll::disconnect(&edge, server, key, Some(&orphan.version))).await;
+            if !ended {
+                break;
+            }
+            orphans.forget(&orphan);
         }
     }
 }

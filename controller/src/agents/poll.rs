@@ -367,11 +367,17 @@ fn end(session: &mut Session, now: &str) {
     }
 }
 
-/// Writes the end of the session with `key` to the Server `name`. True once there is nothing left to write.
-pub(super) async fn disconnect(edge: &Edge, name: &str, key: &str) -> bool {
+/// Writes the end of the session with `key` to the Server `name`, of which nobody else may have written since this `version`, if one is given.
+/// True once there is nothing left to write.
+pub(super) async fn disconnect(edge: &Edge, name: &str, key: &str, version: Option<&str>) -> bool {
     let now = clock::rfc3339(clock::now());
+    let is_it = |server: &Server| {
+        version.is_none_or(|version| server.metadata.resource_version.as_deref() == Some(version))
+    };
     let change = |server: &Server| {
-        server.session().filter(|session| session.key == key)?;
+        server
+            .session()
+            .filter(|session| session.key == key && is_it(server))?;
         let mut status = server.status.clone().unwrap_or_default();
         if let Some(session) = status.session.as_mut() {
             end(session, &now);

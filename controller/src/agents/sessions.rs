@@ -32,6 +32,9 @@ pub struct Pace {
     pub answered: Duration,
     /// Silence after a broken connection after which an agent is gone.
     pub closed: Duration,
+    /// How long a Server with a job that has not ended may stay as it is before a session that another edge has is gone: longer than an agent
+    /// lets a job say nothing new.
+    pub untold: Duration,
     /// How long what is under way may take when this replica ends.
     pub farewell: Duration,
 }
@@ -44,6 +47,7 @@ impl Default for Pace {
             silent: Duration::from_secs(100),
             answered: Duration::from_secs(40),
             closed: Duration::from_secs(15),
+            untold: Duration::from_secs(35 * 60),
             farewell: Duration::from_secs(4),
         }
     }
@@ -236,6 +240,12 @@ impl Sessions {
     pub(super) fn is_gone(&self, server: &str, key: &str) -> bool {
         let gone = |session: &Live| session.key == key && session.is_gone();
         self.lock().get(server).is_some_and(gone)
+    }
+
+    /// True if the agent with `key` was heard of here, and that it is gone is still to be written.
+    pub(super) fn knows(&self, server: &str, key: &str) -> bool {
+        let same = |session: &Live| session.key == key;
+        self.lock().get(server).is_some_and(same)
     }
 
     /// Forgets the agent, unless it was heard of again or another one came, whose poll is still to be woken.

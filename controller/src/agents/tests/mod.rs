@@ -51,6 +51,7 @@ fn pace() -> Pace {
         silent: quick,
         answered: quick,
         closed: quick,
+        untold: Duration::from_secs(3600),
         farewell: Duration::from_secs(3600),
     }
 }
@@ -98,9 +99,23 @@ impl Lab {
     }
 
     async fn with(pace: Pace) -> Lab {
-        let api = FakeApi::new();
         let (keys, _) = watch::channel(new_keys().1);
-        let mut lab = Lab {
+        let mut lab = Lab::of(FakeApi::new(), keys, pace);
+        lab.put_segment("lab", None);
+        lab.start().await;
+        lab
+    }
+
+    /// Another edge, which runs beside this one.
+    async fn beside(&self, pace: Pace) -> Lab {
+        let mut lab = Lab::of(Arc::clone(&self.api), self.keys.clone(), pace);
+        lab.start().await;
+        lab
+    }
+
+    /// One that does not run yet.
+    fn of(api: Arc<FakeApi>, keys: watch::Sender<Keys>, pace: Pace) -> Lab {
+        Lab {
             api,
             written: Arc::default(),
             watches: Watches::default(),
@@ -112,10 +127,7 @@ impl Lab {
             running: None,
             pace,
             max_agents: 1000,
-        };
-        lab.put_segment("lab", None);
-        lab.start().await;
-        lab
+        }
     }
 
     async fn start(&mut self) {
@@ -165,11 +177,16 @@ impl Lab {
         self.watches.clock.hear(&dated(there));
     }
 
-    /// The controller dies where it stands, and starts anew: all it knew is gone.
-    async fn crash_and_restart(&mut self) {
+    /// The controller dies where it stands.
+    async fn crash(&mut self) {
         let (_stop, task) = self.running.take().unwrap();
         task.abort();
         let _ = task.await;
+    }
+
+    /// The same, and it starts anew: all it knew is gone.
+    async fn crash_and_restart(&mut self) {
+        self.crash().await;
         self.start().await;
     }
 

@@ -266,6 +266,69 @@ async fn an_agent_whose_end_another_edge_has_written_is_shown_as_here_again_at_o
     assert!(answer.unwrap().command.is_some());
 }
 
+/// One that ends no session by itself while a test runs.
+fn patient() -> Pace {
+    Pace {
+        silent: DEADLINE,
+        answered: DEADLINE,
+        closed: DEADLINE,
+        ..pace()
+    }
+}
+
+#[tokio::test]
+async fn a_job_that_waits_for_an_edge_that_is_gone_for_good_is_freed_by_another_one() {
+    let mut lost = Lab::with(patient()).await;
+    let untold = Duration::from_millis(600);
+    let mut others = Vec::new();
+    for _ in 0..2 {
+        others.push(lost.beside(Pace { untold, ..patient() }).await);
+    }
+    for last in 1..=2 {
+        lost.enrolled(last).await;
+    }
+    lost.crash().await;
+    lost.api.requests();
+    job(&lost, "op-1", "inspect");
+    lost.until("its session ends", |lab| state(lab) == SessionState::Disconnected)
+        .await;
+    let idle = lost.status(&name(2)).session.unwrap();
+    assert_eq!(
+        idle.state,
+        SessionState::Connected,
+        "its machine has nothing to do"
+    );
+    for request in lost.api.requests() {
+        assert!(request.contains(&name(1)), "{request}");
+    }
+}
+
+#[tokio::test]
+async fn a_session_whose_server_has_changed_since_is_not_ended_for_what_it_was() {
+    let lab = Lab::with(patient()).await;
+    lab.enrolled(1).await;
+    let edge = lab.edge.upgrade().unwrap();
+    let of_now = || {
+        let server = lab.server(&name(1));
+        let key = server.session().unwrap().key.clone();
+        (key, server.metadata.resource_version.unwrap())
+    };
+    let (key, before) = of_now();
+    // Whether the watched copy shows it or only the API server knows.
+    for lagging in [false, true] {
+        lab.api.set_lagging(lagging);
+        let (_, version) = of_now();
+        job(&lab, &format!("op-{lagging}"), "inspect");
+        for version in [&before, &version] {
+            assert!(poll::disconnect(&edge, &name(1), &key, Some(version)).await);
+            assert_eq!(state(&lab), SessionState::Connected);
+        }
+    }
+    let (_, version) = of_now();
+    assert!(poll::disconnect(&edge, &name(1), &key, Some(&version)).await);
+    assert_eq!(state(&lab), SessionState::Disconnected);
+}
+
 #[tokio::test]
 async fn a_deleted_server_ends_a_held_poll() {
     let lab = Lab::new().await;

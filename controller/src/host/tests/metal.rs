@@ -77,9 +77,13 @@ impl World {
 
     pub(super) fn disconnect(&mut self) {
         self.machine.working = None;
-        if self.machine.ramdisk.take().is_none() {
-            return;
+        if self.machine.ramdisk.take().is_some() && !self.forsaken {
+            self.end_session();
         }
+    }
+
+    /// An edge writes that the session has ended.
+    fn end_session(&mut self) {
         let now = self.now.to_string();
         self.bump();
         let status = self.server.as_mut().and_then(|server| server.status.as_mut());
@@ -88,6 +92,31 @@ impl World {
             session.since = now;
         }
         self.look();
+    }
+
+    /// Another edge looks at the session of a machine whose own is gone.
+    fn look_from_elsewhere(&mut self) {
+        let waits = |server: &&Server| {
+            let is_here = |session: &Session| session.state == SessionState::Connected;
+            let is_over = |job: &Job| {
+                let last = server.last_job();
+                last.is_some_and(|last| last.done && job.is_called(&last.id))
+            };
+            let job = server.spec.job.as_deref();
+            server.session().is_some_and(is_here) && job.is_some_and(|job| !is_over(job))
+        };
+        let server = self.server.as_ref().filter(waits);
+        let version = server.and_then(|server| server.metadata.resource_version.clone());
+        let before = self.untold.take();
+        self.untold = version.map(|version| match before {
+            Some((known, since)) if known == version => (known, since),
+            _ => (version, self.now),
+        });
+        let long = SignedDuration::from_mins(35);
+        let since = self.untold.as_ref().map(|(_, since)| *since);
+        if since.is_some_and(|since| self.now.duration_since(since) >= long) {
+            self.end_session();
+        }
     }
 
     /// The session that fell silent is back.
@@ -181,6 +210,9 @@ impl World {
         self.late_writes_arrive();
         while let Some(effect) = self.late.pop_back() {
             self.act(&effect);
+        }
+        if self.forsaken {
+            self.look_from_elsewhere();
         }
         if !self.machine.on {
             return;

@@ -121,7 +121,7 @@ fn the_table_has_no_way_twice() {
 fn from_every_state_a_deletion_ends_whatever_can_be_reached() {
     let all = State::ALL.into_iter().chain([State::Foreign]);
     for state in all {
-        for obstacle in 0..6 {
+        for obstacle in 0..7 {
             let mut world = at(state);
             let finalizer = super::super::plan::FINALIZER.to_owned();
             world.host().metadata.finalizers = Some(vec![finalizer]);
@@ -132,6 +132,12 @@ fn from_every_state_a_deletion_ends_whatever_can_be_reached() {
                 2 => world.secrets.bmc.state = SecretState::Missing,
                 3 => world.secrets.bmc.state = SecretState::Invalid("no password".to_owned()),
                 4 => world.host().spec.bmc = None,
+                // The one edge that it reaches is gone for good: whatever it is told, and whatever it boots, nobody hears of it.
+                5 => {
+                    world.forsaken = true;
+                    world.machine.deaf = true;
+                    world.machine.mute = true;
+                }
                 // The machine is lost, and nothing but its BMC answers.
                 _ => {
                     world.server = None;

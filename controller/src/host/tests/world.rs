@@ -159,6 +159,10 @@ pub(super) struct World {
     /// Of which machine it says that it is.
     pub(super) says: Identity,
     pub(super) edge: Edge,
+    /// The only edge that the machine reaches is gone for good. Its session stands until another edge has seen no news of it for long.
+    pub(super) forsaken: bool,
+    /// Since when the Server is of this version, where that is so.
+    pub(super) untold: Option<(String, Timestamp)>,
     /// As what the machine boots by itself.
     pub(super) mode: BootMode,
     /// It does so whatever its BMC was told.
@@ -312,6 +316,8 @@ impl World {
             bmc_takes: 0,
             says: Identity::default(),
             edge: Edge::Newest,
+            forsaken: false,
+            untold: None,
             mode: BootMode::Bios,
             keeps_mode: false,
             loses_answer: false,
