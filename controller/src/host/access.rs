@@ -12,10 +12,10 @@ use muster_proto::kinds::{
 
 use super::{
     State, WaitReason, bmc_identity,
-    draft::{Draft, HoldOff, and_next, clause},
+    draft::{Draft, HoldOff, and_next, bounded, clause},
     observed::{Access, Failure, FailureClass, Power, Probed, SecretState},
     owner::has_bmc,
-    plan::{BmcCall, Effect, Hold},
+    plan::{BmcCall, Effect, HOLD_SECRET, Hold},
     ramdisk::{self, BOOT_DEADLINE},
     registration, secrets,
 };
@@ -95,12 +95,10 @@ pub(super) fn ensure(draft: &mut Draft<'_>) -> Reach {
     let Some((name, access)) = access(draft) else {
         return Reach::No;
     };
-    let secret = &draft.seen.secrets.bmc;
-    if !secret.held {
-        draft.effect(Effect::HoldSecret {
-            name: name.clone(),
-            hold: Hold::Owned,
-        });
+    // What goes is marked no more: no mark that is refused is to hold it up.
+    let is_marked = draft.seen.secrets.bmc.held || draft.is_being_deleted();
+    if !is_marked && !marks(draft, &name) {
+        return Reach::No;
     }
     let probed = draft.seen.bmc.probed.as_ref();
     match probed.filter(|probed| probed.access == access) {
@@ -148,6 +146,28 @@ pub(super) fn ensure(draft: &mut Draft<'_>) -> Reach {
             result: Err(failure), ..
         }) => unanswered(draft, failure, access),
     }
+}
+
+/// Marks the Secret `name` with the BMC's credentials. False: the API server refuses that so far, and with it all that comes after it; the
+/// draft says so.
+fn marks(draft: &mut Draft<'_>, name: &str) -> bool {
+    // Another write that is refused says nothing of this one.
+    let refused = draft.seen.refused.as_ref();
+    let Some(refused) = refused.filter(|refused| refused.step == Some(HOLD_SECRET)) else {
+        hold(draft, name);
+        return true;
+    };
+    if draft.state == State::Registering {
+        // As with every new attempt.
+        draft.clear_error();
+    }
+    let message = format!(
+        "waits for the Secret {name} to be marked: {}",
+        bounded(&refused.why)
+    );
+    draft.wait_for(WaitReason::Inputs, and_next(&message, "the BMC is asked"));
+    bring_in(draft, name);
+    false
 }
 
 /// The access as the spec and the Secret have it; none without one of them.
@@ -242,11 +262,15 @@ pub(super) fn awaits_secret(draft: &mut Draft<'_>) -> bool {
     }
 }
 
-fn bring_in(draft: &mut Draft<'_>, name: &str) {
+fn hold(draft: &mut Draft<'_>, name: &str) {
     draft.effect(Effect::HoldSecret {
         name: name.to_owned(),
         hold: Hold::Owned,
     });
+}
+
+fn bring_in(draft: &mut Draft<'_>, name: &str) {
+    hold(draft, name);
     draft.why(format!("marks the Secret {name}"));
     draft.again(Duration::ZERO);
 }

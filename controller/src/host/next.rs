@@ -74,7 +74,8 @@ fn decide(draft: &mut Draft<'_>) {
         return;
     }
     if !draft.state.is_young() {
-        if draft.state != State::Deleting {
+        // What goes is marked no more: no mark that is refused is to hold it up.
+        if draft.state != State::Deleting && !draft.is_being_deleted() {
             secrets::hold(draft);
         }
         let status = &mut draft.status.operational_status;

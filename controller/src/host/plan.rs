@@ -76,6 +76,8 @@ pub const SECRET_FINALIZER: &str = "baremetalhost.metal3.io/secret";
 pub const HARDWARE_FINALIZER: &str = "baremetalhost.metal3.io/hardwareData";
 /// What fails if the HardwareData is not written.
 pub(super) const WRITE_HARDWARE: &str = "write HardwareData";
+/// What fails if a Secret is not marked.
+pub(super) const HOLD_SECRET: &str = "hold Secret";
 /// Upstream's finalizers on further objects that carry the host's name and are owned by it: kind, plural, finalizers. Muster puts none
 /// on and does nothing else with them; without their operator they would wait for ever once the host is gone.
 pub const LEFTOVERS: [(&str, &str, &[&str]); 2] = [

@@ -1,7 +1,9 @@
 //! Hosts that somebody's operating system runs on: looked after, never written. Pure.
 
 use jiff::Timestamp;
-use muster_proto::kinds::{BareMetalHostStatus, ErrorType, OperationalStatus, Server};
+use muster_proto::kinds::{
+    BareMetalHost, BareMetalHostStatus, CustomDeploy, ErrorType, OperationalStatus, Server,
+};
 
 use super::{
     State, WaitReason, access,
@@ -12,18 +14,25 @@ use super::{
     jobs::{self, Job},
     plan::Task,
     power, preparing, ramdisk, reboot,
+    secrets::{self, Inputs},
 };
 
 /// The host is provisioned.
 pub(super) fn go_on(draft: &mut Draft<'_>) {
-    if is_to_go(draft) {
-        let kept = guard::untouchable(draft.host).map(str::to_owned);
-        let Some(why) = kept.or_else(|| unfulfillable(draft)) else {
-            deprovisioning::begin(draft);
-            return;
-        };
-        look_after(draft);
-        draft.refuse_beside(ErrorType::Provisioning, why);
+    if is_to_go(draft.host) {
+        match admits(draft) {
+            // Who may have it is known once the ramdisk is there.
+            Inputs::Ready | Inputs::Untrusted(_) => deprovisioning::begin(draft),
+            Inputs::Bad(why) => {
+                look_after(draft);
+                draft.refuse_beside(ErrorType::Provisioning, why);
+            }
+            Inputs::Wait(why) => {
+                look_after(draft);
+                let message = and_next(&why, "the host is deprovisioned for its next image");
+                draft.wait_beside(WaitReason::Inputs, message);
+            }
+        }
         return;
     }
     draft.forget(ErrorType::Provisioning);
@@ -31,12 +40,28 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
     look_after_unless(draft, leaving);
 }
 
-/// Why what is to take the place of what the host runs cannot; none: nothing is to, or it can. What runs is not lost for it.
+/// Whether what the host runs may go, and what is to take its place, if anything, is there: what runs is not lost for what is not.
+fn admits(draft: &mut Draft<'_>) -> Inputs {
+    if let Some(why) = guard::untouchable(draft.host) {
+        return Inputs::Bad(why.to_owned());
+    }
+    if !available::has_request(&draft.host.spec) {
+        return Inputs::Ready;
+    }
+    if let Some(why) = unfulfillable(draft) {
+        return Inputs::Bad(why);
+    }
+    let inputs = secrets::inputs(draft);
+    if matches!(inputs, Inputs::Bad(_) | Inputs::Wait(_)) {
+        // Nobody watches a Secret that is not marked.
+        draft.again(access::LOOK_AGAIN);
+    }
+    inputs
+}
+
+/// Why what the host asks for is nothing that can be written; none: it can.
 fn unfulfillable(draft: &Draft<'_>) -> Option<String> {
     let spec = &draft.host.spec;
-    if !available::has_request(spec) {
-        return None;
-    }
     let raid = || preparing::unsupported_raid(spec.raid.as_deref(), draft.old.provisioning.raid.as_deref());
     let unsupported = preparing::unsupported_boot(spec).or_else(raid);
     unsupported
@@ -178,16 +203,16 @@ fn look_after(draft: &mut Draft<'_>) {
 }
 
 /// True if what the host runs is not what it is to run. Only the image's URL counts, as upstream has it.
-fn is_to_go(draft: &Draft<'_>) -> bool {
-    let spec = &draft.host.spec;
-    let runs = &draft.old.provisioning;
-    let method = |custom: Option<&muster_proto::kinds::CustomDeploy>| {
+pub(super) fn is_to_go(host: &BareMetalHost) -> bool {
+    let spec = &host.spec;
+    let runs = host.status.as_ref().map(|status| &status.provisioning);
+    let method = |custom: Option<&CustomDeploy>| {
         custom
             .map(|custom| custom.method.clone())
             .filter(|method| !method.is_empty())
     };
-    let image = image_url(runs.image.as_ref());
-    let custom = method(runs.custom_deploy.as_deref());
+    let image = image_url(runs.and_then(|runs| runs.image.as_ref()));
+    let custom = method(runs.and_then(|runs| runs.custom_deploy.as_deref()));
     match (image, &custom) {
         // Nobody knows what runs there. It goes if nothing is asked for, and else is taken for what is asked for.
         (None, None) => !available::has_request(spec),

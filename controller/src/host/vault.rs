@@ -24,7 +24,8 @@ use super::{
     memory::Memory,
     observed::{SecretSeen, SecretState, Secrets},
     owner::has_bmc,
-    plan::{Hold, SECRET_FINALIZER, SECRET_LABEL},
+    plan::{HOLD_SECRET, Hold, SECRET_FINALIZER, SECRET_LABEL},
+    provisioned,
     secret_content::{Seen, Use},
     secrets::{Purpose, former_secrets, named},
 };
@@ -395,7 +396,7 @@ impl Vault {
         }
         // Finalizers are a set, and owners a map by UID.
         let patch = Patch::Strategic(json!({"metadata": metadata}));
-        self.patch("hold Secret", &path, None, patch).await
+        self.patch(HOLD_SECRET, &path, None, patch).await
     }
 
     /// Takes upstream's finalizer off the Secret, and `host` off its owners where it is to `disown` it; nothing if it is gone. One that turned
@@ -534,8 +535,13 @@ fn state(state: SecretState) -> SecretSeen {
 /// needed would otherwise cost a request in every round.
 fn matters(host: &BareMetalHost, purpose: Purpose) -> bool {
     let is_being_deleted = hosts::is_being_deleted(host);
-    let is_input =
-        matches!(State::of(host), State::Available | State::Provisioning) && host.spec.image.is_some();
+    let is_to_be_written = match State::of(host) {
+        State::Available | State::Provisioning => true,
+        // What it runs is not lost for an image that lacks them.
+        State::Provisioned => provisioned::is_to_go(host),
+        _ => false,
+    };
+    let is_input = is_to_be_written && host.spec.image.is_some();
     purpose == Purpose::Bmc || is_input || (is_being_deleted && purpose.hold() == Hold::Finalizer)
 }
 

@@ -37,7 +37,7 @@ reasons! {
     Delay: "the end of the pause before the next attempt to provision; a change of the spec ends it early",
     Detached: "the annotation `baremetalhost.metal3.io/detached` to be removed",
     HeldOff: "the annotations `reboot.metal3.io/KEY` that the message names to be removed: they keep the machine off",
-    Inputs: "a Secret that the host names and that could not be read so far; the message says why (one that does not exist, or lacks a key, is `Refused`)",
+    Inputs: "a Secret that the host names and that could not be read so far, or the BMC's Secret, which could not be marked; the message says why (one that does not exist, or lacks a key, is `Refused`)",
     Inspection: "the ramdisk to report the hardware, or the HardwareData to be written; the message says what prevents that",
     Inventory: "the ramdisk to report the disks, or to load the drivers for all of the machine's hardware",
     Leave: "the machine to leave its ramdisk and boot its own system",

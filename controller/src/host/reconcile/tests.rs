@@ -18,6 +18,7 @@ use serde_json::json;
 
 use self::{
     lab::{CANARY, IMAGE, Lab},
+    rest::at_rest,
     slots::is_written,
 };
 use crate::bmc::{Mode, WantedMode};
@@ -155,6 +156,33 @@ async fn a_config_drive_that_no_agent_takes_is_told_of_before_anything_is_cleane
         lab.reaches(1, "provisioned").await;
     })
     .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_secret_of_the_next_image_that_comes_later_is_found_and_until_then_nothing_is_lost() {
+    let lab = Lab::new(1);
+    let another = "http://images.test/another.raw";
+    lab.run(async {
+        at_rest(&lab).await;
+        let image = json!({"url": another, "checksum": "1".repeat(64)});
+        lab.edit(
+            1,
+            &json!({"spec": {"image": image, "userData": {"name": "later"}}}),
+        );
+        lab.until(|| error(&lab).contains("the Secret later of spec.userData does not exist"))
+            .await;
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(lab.machines[0].disk(), (vec![IMAGE.to_owned()], 1));
+        // Nobody has labelled it.
+        lab.put_secret("later", &[("userData", CANARY)]);
+        let begun = tokio::time::Instant::now();
+        lab.reaches(1, "deprovisioning").await;
+        let took = begun.elapsed();
+        assert!(took < Duration::from_secs(30), "{took:?}");
+        lab.reaches(1, "provisioned").await;
+    })
+    .await;
+    assert_eq!(lab.machines[0].disk().0, [another]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -564,6 +564,40 @@ fn what_cannot_take_the_place_of_what_runs_keeps_nobody_from_its_power_and_is_to
 }
 
 #[test]
+fn what_runs_stays_as_long_as_a_secret_of_what_is_to_take_its_place_is_missing_or_not_known() {
+    let another = "http://images.test/another.raw";
+    let mut world = at(State::Provisioned);
+    world.settle();
+    world.name_user_data();
+    let there = world.secrets.user_data.clone();
+    world.set_image(Some(another));
+    world.secrets.user_data.state = SecretState::Missing;
+    world.settle();
+    let (kind, message, _) = error(&world);
+    assert_eq!(
+        (world.state(), kind),
+        (State::Provisioned, Some(ErrorType::Provisioning))
+    );
+    assert!(message.contains("of spec.userData does not exist"), "{message}");
+    assert_eq!(waiting(&world).0, "Refused");
+    // It takes no part in what is only taken away.
+    let mut released = world.clone();
+    released.set_image(None);
+    released.reach(State::Deprovisioning);
+
+    world.secrets.user_data.state = SecretState::Unreadable("no answer".to_owned());
+    world.settle();
+    let (reason, message) = waiting(&world);
+    assert_eq!((world.state(), reason.as_str()), (State::Provisioned, "Inputs"));
+    assert!(message.contains("no answer"), "{message}");
+    assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()));
+    world.secrets.user_data = there;
+    world.reach(State::Deprovisioning);
+    world.reach(State::Provisioned);
+    assert_eq!(world.machine.disk, Content::Image(another.to_owned()));
+}
+
+#[test]
 fn an_image_that_is_changed_to_one_that_cannot_be_written_while_it_is_ends_as_what_it_was() {
     let edits: [fn(&mut BareMetalHostSpec); 5] = [
         |spec| spec.image.as_mut().unwrap().format = Some(ImageFormat::Qcow2),
@@ -1383,4 +1417,28 @@ fn a_host_whose_hardware_is_to_be_stored_names_no_other_write_that_is_refused() 
     assert!(names(Some("write HardwareData")));
     assert!(!names(Some("write status of host")));
     assert!(!names(None));
+}
+
+#[test]
+fn a_mark_that_is_refused_keeps_the_bmc_from_being_asked_and_no_other_write_that_is_does() {
+    let mut world = at(State::Provisioned);
+    world.settle();
+    world.secrets.bmc = secret("2", "b");
+    let asks_and_names = |step: Option<&'static str>| {
+        let mut seen = world.seen();
+        seen.refused = Some(Refusal {
+            step,
+            why: "policy 7 says no".to_owned(),
+        });
+        let plan = next(world.host.as_ref().unwrap(), &seen, world.now);
+        let marks = |effect: &Effect| matches!(effect, Effect::HoldSecret { .. });
+        assert!(marks(&plan.effects[0]), "{plan:?}");
+        let asks = plan.effects.iter().any(|effect| matches!(effect, Effect::Bmc(_)));
+        let said = plan.status.map(|status| status.conditions).unwrap_or_default();
+        let names = said.iter().any(|one| one.message.contains("policy 7 says no"));
+        (asks, names)
+    };
+    assert_eq!(asks_and_names(Some("hold Secret")), (false, true));
+    assert_eq!(asks_and_names(Some("write status of host")), (true, false));
+    assert_eq!(asks_and_names(None), (true, false));
 }

@@ -14,7 +14,7 @@ use super::{
         table::TRANSITIONS,
     },
     life::waiting,
-    world::{IMAGE, UID, World},
+    world::{IMAGE, UID, World, secret},
 };
 
 /// A world whose host came to `state` by itself.
@@ -139,10 +139,15 @@ fn from_every_state_a_deletion_ends_whatever_can_be_reached() {
                     world.machine.mute = true;
                 }
                 // The machine is lost, and nothing but its BMC answers.
-                _ => {
+                5 => {
                     world.server = None;
                     world.machine.network_first = false;
                     world.failing_jobs = usize::MAX;
+                }
+                // It names another Secret, which nobody may mark.
+                _ => {
+                    world.secrets.bmc = secret("2", "b");
+                    world.refuses_marks = true;
                 }
             }
             if obstacle == 4 {

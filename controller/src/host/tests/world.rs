@@ -24,10 +24,10 @@ use super::super::{
     interrupted::Work,
     next,
     observed::{
-        Bmc, Failure, FailureClass, Power, PowerReading, Probed, Rival, SecretSeen, SecretState, Secrets,
-        Tried,
+        Bmc, Failure, FailureClass, Power, PowerReading, Probed, Refusal, Rival, SecretSeen, SecretState,
+        Secrets, Tried,
     },
-    plan::{Drive, FINALIZER, Hold, Metadata, PowerOrder, Task},
+    plan::{Drive, FINALIZER, HOLD_SECRET, Hold, Metadata, PowerOrder, Task},
     ramdisk::Presence,
     table,
 };
@@ -187,6 +187,10 @@ pub(super) struct World {
     /// Every state the host was in, without repetition.
     pub(super) states: Vec<State>,
     pub(super) status_writes: usize,
+    /// The API server lets nobody mark a Secret.
+    pub(super) refuses_marks: bool,
+    /// What it refused since a round went well last.
+    refused: Option<Refusal>,
     /// The API server has upstream's own kind, and keeps nothing that it does not know.
     pub(super) older_kind: bool,
     pub(super) events: Vec<String>,
@@ -332,6 +336,8 @@ impl World {
             version: 1,
             states: vec![State::New],
             status_writes: 0,
+            refuses_marks: false,
+            refused: None,
             older_kind: false,
             events: Vec::new(),
         }
@@ -465,7 +471,7 @@ impl World {
             released: self.released,
             slot: self.slot,
             limit: 20,
-            refused: None,
+            refused: self.refused.clone(),
             began: self.began,
             epoch: self.epoch,
             max_provisioning_retries: self.retries,
@@ -608,6 +614,7 @@ impl World {
             }
         }
         self.events.extend(events);
+        self.refused = None;
         if !alive {
             self.restart();
         }
@@ -626,6 +633,7 @@ impl World {
         self.tried = None;
         self.work = None;
         self.presence = None;
+        self.refused = None;
         self.began = self.now;
     }
 
@@ -871,6 +879,13 @@ impl World {
                 if let Some(hardware) = &mut self.hardware {
                     hardware.metadata.finalizers = None;
                 }
+            }
+            Effect::HoldSecret { name, .. } if self.refuses_marks => {
+                self.refused = Some(Refusal {
+                    step: Some(HOLD_SECRET),
+                    why: format!("hold Secret metal/{name}: no"),
+                });
+                return false;
             }
             Effect::HoldSecret { name, hold } => {
                 let secret = self.secret(name);

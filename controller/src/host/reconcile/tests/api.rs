@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{
     end,
-    lab::{IMAGE, Lab},
+    lab::{CANARY, IMAGE, Lab},
     live, live_on,
     rest::at_rest,
     trouble::{At, Trouble},
@@ -142,31 +142,82 @@ async fn what_the_api_server_refuses_is_told_once_and_tried_until_it_is_taken() 
     assert_eq!(refused(&lab), 0);
 }
 
+/// Until the host waits for `reason`, with a message that begins like this.
+async fn waits(lab: &Lab, reason: &str, says: &str) {
+    let is_it = || {
+        let status = lab.host(1)?.status?;
+        let waits = status.conditions.into_iter().find(|one| one.type_ == "Waiting")?;
+        Some(waits.reason == reason && waits.message.starts_with(says))
+    };
+    lab.until(|| is_it() == Some(true)).await;
+}
+
+/// Nothing of the host is written in an hour.
+async fn is_said_once(lab: &Lab) {
+    lab.api.requests();
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    let asked = lab.api.requests();
+    let of_host = |one: &&String| one.contains("/baremetalhosts/");
+    assert_eq!(asked.iter().filter(of_host).count(), 0, "said once: {asked:#?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_host_whose_hardware_the_api_server_refuses_says_so_until_it_is_taken() {
     let lab = Lab::new(1);
     lab.api.refuse_writes("/hardwaredata".to_owned());
     lab.run(async {
         lab.declare(1);
-        let waiting = || {
-            let status = lab.host(1)?.status?;
-            let waits = status.conditions.into_iter().find(|one| one.type_ == "Waiting")?;
-            Some((waits.reason, waits.message))
-        };
         let says = "waits for the HardwareData to be written: write HardwareData";
-        lab.until(|| waiting().is_some_and(|(_, message)| message.starts_with(says)))
-            .await;
-        assert_eq!(waiting().unwrap().0, "Inspection");
-        lab.api.requests();
-        tokio::time::sleep(Duration::from_secs(3600)).await;
-        let asked = lab.api.requests();
-        let of_host = |one: &&String| one.contains("/baremetalhosts/");
-        assert_eq!(asked.iter().filter(of_host).count(), 0, "said once: {asked:#?}");
+        waits(&lab, "Inspection", says).await;
+        is_said_once(&lab).await;
         lab.api.take_writes();
         lab.reaches(1, "available").await;
     })
     .await;
     assert_eq!(refused(&lab), 1);
+}
+
+/// A provisioned host that is to be rebooted names another Secret of its BMC, which the API server lets nobody mark: as one does that lets
+/// only those change an object's owners who may delete it.
+async fn unmarked(lab: &Lab) {
+    at_rest(lab).await;
+    lab.secret(2, CANARY);
+    lab.api.refuse_writes("/secrets/bmc-2".to_owned());
+    let edit = json!({
+        "metadata": {"annotations": {"reboot.metal3.io": ""}},
+        "spec": {"bmc": {"credentialsName": "bmc-2"}},
+    });
+    lab.edit(1, &edit);
+    let says = "waits for the Secret bmc-2 to be marked: hold Secret";
+    waits(lab, "Inputs", says).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_whose_bmcs_secret_may_not_be_marked_says_so_and_goes_on_once_it_may() {
+    let lab = Lab::new(1);
+    lab.run(async {
+        unmarked(&lab).await;
+        let resets = lab.machines[0].resets().len();
+        is_said_once(&lab).await;
+        assert_eq!(lab.machines[0].resets().len(), resets);
+        lab.api.take_writes();
+        lab.until(|| lab.machines[0].resets().len() > resets).await;
+    })
+    .await;
+    assert_eq!(refused(&lab), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_whose_bmcs_secret_may_not_be_marked_is_cleaned_and_switched_off_when_it_is_deleted() {
+    let lab = Lab::new(1);
+    lab.run(async {
+        unmarked(&lab).await;
+        lab.api.delete("baremetalhosts", "m1");
+        lab.until(|| lab.host(1).is_none()).await;
+    })
+    .await;
+    assert!(!lab.machines[0].is_on());
+    assert_eq!(lab.machines[0].disk().0, Vec::<String>::new());
 }
 
 #[tokio::test(start_paused = true)]
