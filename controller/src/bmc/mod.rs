@@ -33,7 +33,7 @@
 //! - [`Done::Accepted`] is the BMC's word that it heard. Ask for the power afterwards.
 //!
 //! [`address`], `pause`, and of [`redfish`] the modules `boot`, `choice`, `model`, `quirks` and `verdict` decide and are pure; `pool`
-//! keeps the line in front of each BMC.
+//! keeps the line in front of each system.
 
 mod access;
 pub mod address;

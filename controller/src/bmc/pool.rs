@@ -1,4 +1,5 @@
-//! The line in front of each BMC: one call at a time, not too many over all, nothing in vain, nothing of the past.
+//! The line in front of each system of a BMC: one call at a time, not too many over all, nothing in vain, nothing of the past. Of several
+//! systems of one BMC, as in a chassis, each has its own line and its own pauses: credentials that it refuses are tried once for each.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -224,7 +225,7 @@ impl Bmcs {
         .await
     }
 
-    /// How long this BMC is still left alone after failures with this access; none if it would be asked.
+    /// How long this BMC is still left alone about this system after failures with this access; none if it would be asked.
     pub fn pause(&self, access: &Access) -> Option<Duration> {
         let key = Key::of(access).ok()?;
         let line = lock(&self.0.known)

@@ -14,7 +14,7 @@ use super::{
     State, WaitReason, bmc_identity,
     draft::{Draft, HoldOff, and_next, bounded, clause},
     observed::{Access, Failure, FailureClass, Power, Probed, SecretState},
-    owner::has_bmc,
+    owner::{has_bmc, opt_in},
     plan::{BmcCall, Effect, HOLD_SECRET, Hold},
     ramdisk::{self, BOOT_DEADLINE},
     registration, secrets,
@@ -43,12 +43,14 @@ pub(super) const ASK_AGAIN: SignedDuration = SignedDuration::from_secs(60);
 const OF_THIS_ATTEMPT: SignedDuration = SignedDuration::from_secs(30);
 /// How long one is left alone that refuses what it took before, such as while it starts: seldom enough to lock no account.
 const ASK_LATER: SignedDuration = SignedDuration::from_mins(10);
+/// The same for one that never took them: they are wrong, most likely.
+const ASK_SELDOM: SignedDuration = SignedDuration::from_hours(1);
 
 /// Why nothing can ever be done with the machine as things are, so that a deletion need not wait for it; none: something may.
 pub(super) fn hopeless(draft: &Draft<'_>) -> Option<String> {
     if !has_bmc(draft.host) {
-        let is_opted_in = draft.annotation(IN_BAND_ANNOTATION).is_some();
-        return (!is_opted_in)
+        return opt_in(draft.host)
+            .is_none()
             .then(|| format!("the host has neither a BMC nor the annotation {IN_BAND_ANNOTATION}"));
     }
     let bmc = draft.host.spec.bmc.as_ref()?;
@@ -348,19 +350,15 @@ pub(super) fn words_of(address: &str, failure: &Failure) -> String {
 fn unanswered(draft: &mut Draft<'_>, failure: &Failure, access: Access) -> Reach {
     let message = words_of(&access.address, failure);
     match failure.class {
-        FailureClass::Credentials if was_registered(draft) => {
-            let often = format!(
-                "{} min, because the host was registered before",
-                ASK_LATER.as_mins()
-            );
-            let message = secrets::with_going(draft, message);
-            refuse_for_now(draft, &message, &often);
-            ask_again(draft, failure.at, access, ASK_LATER);
-            Reach::No
-        }
         FailureClass::Credentials => {
+            let (often, pause) = match was_registered(draft) {
+                true => ("10 min", ASK_LATER),
+                false => ("hour", ASK_SELDOM),
+            };
             let message = secrets::with_going(draft, message);
-            draft.refuse(ErrorType::Registration, message);
+            refuse_for_now(draft, &message, often);
+            // It may be starting, or have locked the account for a while: nobody tells us when that is over.
+            ask_again(draft, failure.at, access, pause);
             Reach::No
         }
         FailureClass::Address => {
@@ -498,7 +496,7 @@ fn ask_again(draft: &mut Draft<'_>, asked: Timestamp, access: Access, pause: Sig
 }
 
 fn in_band(draft: &mut Draft<'_>) -> Reach {
-    if draft.annotation(IN_BAND_ANNOTATION).is_none() {
+    if opt_in(draft.host).is_none() {
         draft.refuse(
             ErrorType::Registration,
             format!(
@@ -554,9 +552,7 @@ fn names(value: &str, key: &str) -> bool {
 
 /// Whether user data may be given to the session; if not, what is missing.
 pub(super) fn may_have_secrets(draft: &Draft<'_>, session: &Session) -> Result<(), String> {
-    let value = draft
-        .annotation(IN_BAND_ANNOTATION)
-        .filter(|_| !has_bmc(draft.host));
+    let value = opt_in(draft.host).filter(|_| !has_bmc(draft.host));
     let opted_in = value.map(|value| opted_in(value, session, draft.segment()));
     if let Some(Ok(())) = opted_in {
         return Ok(());

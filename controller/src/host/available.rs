@@ -37,7 +37,20 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         return;
     }
     if wants_inspection(draft.host) {
-        inspection::begin_again(draft);
+        if draft.seen.slot {
+            inspection::begin_again(draft);
+            return;
+        }
+        let reach = access::ensure(draft);
+        match reach {
+            Reach::No => {}
+            // Its BMC's answer is what it waits for first.
+            Reach::Silent(_) if draft.session().is_none() => draft.is_not_delayed(),
+            Reach::Bmc | Reach::Silent(_) | Reach::InBand => {
+                draft.takes_slot();
+            }
+        }
+        power::manage(draft, &reach);
         return;
     }
     let unsupported = preparing::unsupported(draft);

@@ -17,8 +17,10 @@ use super::{
     guard,
     jobs::{self, Job},
     observed::Power,
-    plan::Task,
-    power, preparing, provisioning, ramdisk, report,
+    plan::{BmcCall, Effect, Task},
+    power, preparing, provisioning, ramdisk,
+    reboot::Wish,
+    report,
 };
 
 /// After so many failures of one step a deletion goes on without it.
@@ -78,7 +80,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         return;
     }
     if is_released(draft) {
-        uncleaned(draft, "release without cleaning was requested");
+        release(draft);
         return;
     }
     match draft.hold_off(&[ErrorType::Provisioning, ErrorType::PowerManagement]) {
@@ -250,13 +252,7 @@ fn stop(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
             finish_uncleaned(draft, residue, NOT_WANTED);
         }
         Some(_) if stays_on => ends_in_ramdisk(draft, reach, operation),
-        Some(_) => power::switch_off(
-            draft,
-            super::reboot::Wish {
-                hard: true,
-                ..Default::default()
-            },
-        ),
+        Some(_) => cut_off(draft),
         None if draft.powerless.is_some() || draft.waited(WaitReason::Bmc, ramdisk::BOOT_DEADLINE) => {
             let then = match stays_on {
                 true => "the ramdisk replaces its running system",
@@ -271,6 +267,77 @@ fn stop(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
 /// What runs ends as the ramdisk takes its place.
 fn ends_in_ramdisk(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
     ramdisk::ready(draft, reach, operation, "the host is released without cleaning");
+}
+
+/// Nobody wants any more what runs, so nobody asks it.
+fn cut_off(draft: &mut Draft<'_>) {
+    let hard = Wish {
+        hard: true,
+        ..Wish::default()
+    };
+    power::switch_off(draft, hard);
+}
+
+/// What becomes of what the host ran that is let go as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Former {
+    /// It is on its way to its end.
+    Ends,
+    /// It has ended, or does on the host's way out.
+    Ended,
+    /// It may run on.
+    MayRun,
+}
+
+/// Lets the host go as it is, once what it ran has ended, if its BMC sees to that: one that does not holds nobody up.
+fn release(draft: &mut Draft<'_>) {
+    let why = match end_former(draft) {
+        Former::Ends => return,
+        Former::Ended => "release without cleaning was requested",
+        Former::MayRun => {
+            "release without cleaning was requested; what the host ran may still be running, unless somebody has powered its machine off"
+        }
+    };
+    // One that fails would keep from what comes after it.
+    let asks = |effect: &Effect| matches!(effect, Effect::Bmc(BmcCall::Probe(_) | BmcCall::ReadPower));
+    draft.effects.retain(|effect| !asks(effect));
+    uncleaned(draft, why);
+}
+
+/// Ends what the host ran, by the power.
+fn end_former(draft: &mut Draft<'_>) -> Former {
+    if draft.is_being_deleted() || draft.session().is_some() {
+        return Former::Ended;
+    }
+    if draft.host.spec.disable_power_off == Some(true) || guard::untouchable(draft.host).is_some() {
+        return Former::MayRun;
+    }
+    match access::ensure(draft) {
+        Reach::Bmc => {}
+        Reach::No if is_asked(draft) => return Former::Ends,
+        Reach::No | Reach::Silent(_) | Reach::InBand => return Former::MayRun,
+    }
+    match power::current(draft) {
+        Some(Power::Off) => {
+            draft.status.powered_on = false;
+            Former::Ended
+        }
+        Some(_) => {
+            cut_off(draft);
+            match draft.status.error_type {
+                Some(ErrorType::PowerManagement) => Former::MayRun,
+                _ => Former::Ends,
+            }
+        }
+        None if draft.powerless.is_none() => Former::Ends,
+        None => Former::MayRun,
+    }
+}
+
+/// True if the BMC is asked whether it lets us in, and has not refused to.
+fn is_asked(draft: &Draft<'_>) -> bool {
+    let probes = |effect: &Effect| matches!(effect, Effect::Bmc(BmcCall::Probe(_)));
+    draft.status.error_type != Some(ErrorType::Registration) && draft.effects.iter().any(probes)
 }
 
 /// True if somebody wants the host let go with its disks as they are.

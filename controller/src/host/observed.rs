@@ -218,7 +218,7 @@ pub struct Failure {
 /// What can be done about a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailureClass {
-    /// The BMC refuses the credentials: nothing helps but others. It is not asked again with these.
+    /// The BMC refuses the credentials: others help, or somebody at the BMC. It is seldom asked again with these.
     Credentials,
     /// The address has no driver here, or is none: nothing helps but another. It is not asked again.
     Address,

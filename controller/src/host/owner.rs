@@ -35,7 +35,7 @@ pub fn owner(host: &BareMetalHost) -> Owner {
         return Owner::Nobody;
     }
     let held = is_held(host);
-    let wanted = has_bmc(host) || annotated(IN_BAND_ANNOTATION) || annotated(STATUS_ANNOTATION) || held;
+    let wanted = has_bmc(host) || opt_in(host).is_some() || annotated(STATUS_ANNOTATION) || held;
     let young = State::of(host).is_young();
     match annotated(SERVER_ANNOTATION) && young && !wanted {
         true => Owner::Discovery,
@@ -95,7 +95,12 @@ pub fn is_held(host: &BareMetalHost) -> bool {
 
 /// True if somebody allows that `host`, which has no BMC, is managed through its ramdisk.
 pub fn is_in_band(host: &BareMetalHost) -> bool {
-    !has_bmc(host) && annotation(host, IN_BAND_ANNOTATION).is_some()
+    !has_bmc(host) && opt_in(host).is_some()
+}
+
+/// By which word somebody allows that `host` is managed through its ramdisk; none: nobody does.
+pub fn opt_in(host: &BareMetalHost) -> Option<&str> {
+    annotation(host, IN_BAND_ANNOTATION).filter(|value| *value != "false")
 }
 
 /// True if `host` says anything of a BMC; half of it is an error, not nothing.

@@ -50,7 +50,7 @@ pub struct PowerWatch {
     pub every: Duration,
 }
 
-/// What changes of the object beside its status. A merge patch without a resource version, but for the finalizers.
+/// What changes of the object beside its status. One merge patch, for the version of the object that was seen.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Metadata {
     /// Put [`FINALIZER`] on or take it off.

@@ -1,6 +1,6 @@
 //! From a new object to one whose machine can be reached. Pure.
 
-use muster_proto::kinds::{BareMetalHost, ErrorType, IN_BAND_ANNOTATION, OperationalStatus};
+use muster_proto::kinds::{BareMetalHost, ErrorType, OperationalStatus};
 
 use super::{
     State, WaitReason,
@@ -9,15 +9,14 @@ use super::{
     conditions::{self, CONTESTED, ENROLS_AGAIN},
     draft::Draft,
     guard, inspection,
-    owner::has_bmc,
+    owner::{has_bmc, opt_in},
     ramdisk,
 };
 use crate::hosts::forbids_inspection;
 
 /// A host that nobody manages: is it to be?
 pub(super) fn begin(draft: &mut Draft<'_>) {
-    let in_band = draft.annotation(IN_BAND_ANNOTATION).is_some();
-    if has_bmc(draft.host) || in_band {
+    if has_bmc(draft.host) || opt_in(draft.host).is_some() {
         if access::awaits_secret(draft) {
             return;
         }
@@ -127,7 +126,7 @@ pub(super) fn leads_to(host: &BareMetalHost) -> State {
 }
 
 fn is_opted_in(draft: &mut Draft<'_>) -> bool {
-    let value = draft.annotation(IN_BAND_ANNOTATION).unwrap_or_default();
+    let value = opt_in(draft.host).unwrap_or_default();
     let Some((server, session)) = draft.session() else {
         draft.clear_error();
         ramdisk::is_awaited(draft, "the host is registered with that session");

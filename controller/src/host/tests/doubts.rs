@@ -749,11 +749,19 @@ fn a_host_whose_bmc_shows_no_system_says_what_helps_and_that_it_is_asked_again()
 }
 
 #[test]
-fn credentials_that_were_good_are_tried_again_seldom_and_others_never() {
+fn credentials_that_were_good_are_tried_again_seldom_and_others_more_seldom() {
     let mut world = at(State::Registering);
     probed(&mut world, FailureClass::Credentials);
-    left_alone(&mut world, 120);
-    assert_eq!(error(&world).0, Some(ErrorType::Registration));
+    left_alone(&mut world, 59);
+    let (kind, message) = error(&world);
+    assert_eq!(kind, Some(ErrorType::Registration));
+    let says = "; next: retrying every hour, and as soon as ";
+    assert!(message.contains(says), "{message}");
+    // Nobody but its BMC has changed anything.
+    let told = world.events.iter().filter(|event| *event == "RegistrationError");
+    assert_eq!(told.count(), 1, "{:?}", world.events);
+    world.until("mended", |world| error(world).0.is_none());
+    world.reach(State::Available);
 
     let mut world = at(State::Available);
     world.settle();

@@ -683,6 +683,8 @@ fn discovery_writes_what_it_made_until_somebody_wants_more() {
         assert_eq!(owner(world.host()), Owner::Operator, "{name}");
         world.unannotate(name);
     }
+    world.annotate(IN_BAND_ANNOTATION, "false");
+    assert_eq!(owner(world.host()), Owner::Discovery, "nobody opts in");
     world.host().spec.bmc = Some(BmcDetails {
         address: "redfish://10.0.0.9".to_owned(),
         ..BmcDetails::default()

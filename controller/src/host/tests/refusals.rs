@@ -697,6 +697,53 @@ fn without_a_place_a_host_is_delayed_and_nothing_is_done_to_it() {
 }
 
 #[test]
+fn who_is_to_be_inspected_again_and_has_no_place_stays_available() {
+    let is_delayed = |world: &World| {
+        let status = world.host.as_ref().unwrap().status.as_ref().unwrap();
+        status.operational_status == OperationalStatus::Delayed
+    };
+    let mut world = at(State::Available);
+    world.settle();
+    world.slot = false;
+    world.annotate(INSPECT_ANNOTATION, "");
+    world.settle();
+    assert_eq!(world.state(), State::Available);
+    assert_eq!(waiting(&world).0, "Place");
+    assert!(is_delayed(&world) && world.plan().slot && world.annotated(INSPECT_ANNOTATION));
+    // Nobody asks for it any more.
+    world.unannotate(INSPECT_ANNOTATION);
+    world.settle();
+    assert_eq!(waiting(&world).0, "Nothing");
+    assert!(!is_delayed(&world) && !world.plan().slot);
+    // It comes before an image.
+    world.annotate(INSPECT_ANNOTATION, "");
+    world.set_image(Some(IMAGE));
+    world.settle();
+    world.states = vec![world.state()];
+    world.slot = true;
+    world.reach(State::Provisioned);
+    let states = [
+        State::Available,
+        State::Inspecting,
+        State::Preparing,
+        State::Available,
+        State::Provisioning,
+        State::Provisioned,
+    ];
+    assert_eq!(world.states, states);
+    // While its BMC is silent, it waits for that.
+    let mut world = at(State::Available);
+    world.settle();
+    world.disconnect();
+    (world.slot, world.bmc_up) = (false, false);
+    world.restart();
+    world.annotate(INSPECT_ANNOTATION, "");
+    world.settle();
+    assert_eq!(waiting(&world).0, "Bmc");
+    assert!(!is_delayed(&world) && !world.plan().slot);
+}
+
+#[test]
 fn a_host_in_line_that_is_switched_on_says_that_meanwhile() {
     let mut world = at(State::Available);
     world.host().spec.online = false;
@@ -897,6 +944,26 @@ fn an_opt_in_for_another_key_registers_nothing() {
     world.segment_gone = false;
     world.segment.spec.required_trust = Some(Trust::Segment);
     world.reach(State::Available);
+}
+
+#[test]
+fn an_opt_in_that_says_false_allows_nothing() {
+    let mut world = World::in_band();
+    world.reach(State::Available);
+    world.settle();
+    let jobs = world.machine.jobs;
+    world.annotate(IN_BAND_ANNOTATION, "false");
+    world.set_image(Some(IMAGE));
+    world.settle();
+    assert_eq!((world.state(), world.machine.jobs), (State::Available, jobs));
+    let (kind, message, _) = error(&world);
+    assert_eq!(kind, Some(ErrorType::Registration));
+    assert!(message.contains("is not allowed to manage it"), "{message}");
+    // Nor one that is only made so.
+    let mut world = World::in_band();
+    world.annotate(IN_BAND_ANNOTATION, "false");
+    world.settle();
+    assert_eq!(world.state(), State::Unmanaged);
 }
 
 #[test]

@@ -652,6 +652,46 @@ fn told(world: &mut World, reason: &str) -> String {
 }
 
 #[test]
+fn what_a_claim_ran_ends_before_it_is_released_uncleaned_if_its_bmc_sees_to_that() {
+    type Case = (fn(&mut World), bool);
+    let cases: [Case; 9] = [
+        (|_| {}, true),
+        (|world| world.bmc_up = false, false),
+        (|world| world.says_nothing_of_power = true, false),
+        (|world| world.unknown_orders = &[PowerOrder::HardOff], false),
+        (|world| world.ignored_orders = &[PowerOrder::HardOff], false),
+        (|world| world.secrets.bmc.state = SecretState::Missing, false),
+        (
+            |world| world.secrets.bmc.state = SecretState::Unreadable("forbidden".to_owned()),
+            false,
+        ),
+        (|world| world.host().spec.disable_power_off = Some(true), false),
+        (|world| world.annotate(PROTECTED_ANNOTATION, ""), false),
+    ];
+    for (which, (change, ends)) in cases.into_iter().enumerate() {
+        let mut world = at(State::Deprovisioning);
+        assert!(world.machine.on && world.machine.ramdisk.is_none(), "it runs");
+        change(&mut world);
+        // Whoever leads now has not asked the BMC yet.
+        world.restart();
+        world.annotate(RELEASE_ANNOTATION, "");
+        let asked = world.now;
+        let message = told(&mut world, "NotCleaned");
+        assert_eq!(
+            message.contains("may still be running"),
+            !ends,
+            "{which}: {message}"
+        );
+        world.reach(State::Available);
+        assert!(!world.annotated(RELEASE_ANNOTATION), "{which}");
+        assert_eq!(world.machine.on, !ends, "{which}");
+        assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()), "{which}");
+        let took = world.now.duration_since(asked);
+        assert!(took.as_mins() < 5, "{which}: {took:?}");
+    }
+}
+
+#[test]
 fn why_no_disk_may_be_cleared_is_said() {
     let mut world = at(State::Deprovisioning);
     world.change_inventory(|inventory| {

@@ -121,7 +121,7 @@ fn the_table_has_no_way_twice() {
 fn from_every_state_a_deletion_ends_whatever_can_be_reached() {
     let all = State::ALL.into_iter().chain([State::Foreign]);
     for state in all {
-        for obstacle in 0..7 {
+        for obstacle in 0..8 {
             let mut world = at(state);
             let finalizer = super::super::plan::FINALIZER.to_owned();
             world.host().metadata.finalizers = Some(vec![finalizer]);
@@ -139,7 +139,7 @@ fn from_every_state_a_deletion_ends_whatever_can_be_reached() {
                     world.machine.mute = true;
                 }
                 // The machine is lost, and nothing but its BMC answers.
-                5 => {
+                6 => {
                     world.server = None;
                     world.machine.network_first = false;
                     world.failing_jobs = usize::MAX;

@@ -14,28 +14,34 @@ use super::{
 use crate::bmc::BmcError;
 
 #[tokio::test(start_paused = true)]
-async fn wrong_credentials_are_told_not_tried_again_and_mended_by_the_secret() {
-    let lab = Lab::new(1);
-    lab.machines[0].set_password("another");
-    lab.run(async {
-        lab.declare(1);
-        lab.until(|| error(&lab).contains("credentials")).await;
-        // Nobody but a person can mend it: the BMC is not asked again, and locks nobody out.
-        let version = lab.host(1).unwrap().metadata.resource_version;
-        tokio::time::sleep(Duration::from_secs(3600)).await;
-        assert_eq!(lab.host(1).unwrap().metadata.resource_version, version);
-        assert_eq!(lab.machines[0].strangers(), 1);
-        lab.secret(1, "another");
-        lab.reaches(1, "available").await;
-        assert_eq!(error(&lab), "");
-    })
-    .await;
-    let told = lab.told();
-    assert!(
-        told.iter()
-            .any(|event| event.warning && event.reason == "RegistrationError"),
-        "{told:?}"
-    );
+async fn wrong_credentials_are_told_tried_again_seldom_and_mended_by_the_secret_or_at_the_bmc() {
+    for by_secret in [true, false] {
+        let lab = Lab::new(1);
+        let machine = &lab.machines[0];
+        machine.set_password("another");
+        lab.run(async {
+            lab.declare(1);
+            lab.until(|| error(&lab).contains("credentials")).await;
+            // Once an hour, which locks nobody out.
+            let version = lab.host(1).unwrap().metadata.resource_version;
+            tokio::time::sleep(Duration::from_secs(9000)).await;
+            assert_eq!(lab.host(1).unwrap().metadata.resource_version, version);
+            assert_eq!(machine.strangers(), 3);
+            match by_secret {
+                true => lab.secret(1, "another"),
+                false => machine.set_password(CANARY),
+            }
+            lab.reaches(1, "available").await;
+            assert_eq!(error(&lab), "");
+            assert_eq!(machine.strangers(), 3);
+        })
+        .await;
+        let told = lab.told();
+        let told = told
+            .iter()
+            .filter(|event| event.warning && event.reason == "RegistrationError");
+        assert_eq!(told.count(), 1, "by the Secret: {by_secret}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use muster_proto::kinds::{BareMetalHost, PAUSED_ANNOTATION, Server};
+use muster_proto::kinds::{BareMetalHost, INSPECT_ANNOTATION, PAUSED_ANNOTATION, Server};
 use serde_json::json;
 use tokio::{
     sync::broadcast::{self, error::TryRecvError},
@@ -114,6 +114,39 @@ async fn who_has_no_place_stays_where_it_is_and_says_so_once_that_lasts() {
     }
     assert_eq!(states, ["registering", "inspecting", "preparing", "available"]);
     assert_eq!(said, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_to_be_inspected_again_has_its_turn_like_any_other() {
+    let lab = Lab::with_limit(2, 1);
+    let mut changes = lab.api.changes();
+    lab.run(async {
+        lab.declare(1);
+        lab.reaches(1, "available").await;
+        lab.machines[1].set_mute();
+        lab.declare(2);
+        lab.reaches(2, "inspecting").await;
+        let asks = |value| json!({"metadata": {"annotations": {INSPECT_ANNOTATION: value}}});
+        lab.edit(1, &asks(Some("")));
+        lab.until(|| delayed(&lab.host(1).unwrap())).await;
+        lab.edit(1, &asks(None));
+        lab.until(|| !delayed(&lab.host(1).unwrap())).await;
+        lab.edit(1, &asks(Some("")));
+        lab.until(|| delayed(&lab.host(1).unwrap())).await;
+        // The other one's ramdisk does not call in, which fails in the end.
+        lab.reaches(1, "inspecting").await;
+        lab.reaches(1, "available").await;
+    })
+    .await;
+    let annotations = lab.host(1).unwrap().metadata.annotations.unwrap_or_default();
+    assert!(!annotations.contains_key(INSPECT_ANNOTATION));
+    while let Ok(change) = changes.try_recv() {
+        if let Change::Host(host) = change
+            && host.metadata.name.as_deref() == Some("m1")
+        {
+            assert!(!delayed(&host) || State::of(&host) == State::Available);
+        }
+    }
 }
 
 fn delayed(host: &BareMetalHost) -> bool {
