@@ -48,9 +48,9 @@ pub struct Patience {
     pub pace: Duration,
     /// How many tries in a row may bring no byte.
     pub tries: u32,
-    /// After so many tries in a row without a byte, a file that has begun to come is looked for at the server's other addresses, too. Where it
-    /// has another tag there, all of it has to come again, which is not worth it for a server that was only restarted.
-    pub loyalty: u32,
+    /// Once a file that has begun to come has brought nothing for so long, it is looked for at the server's other addresses, too. Where it has
+    /// another tag there, all of it has to come again, which is not worth it for a server that was only restarted.
+    pub loyalty: Duration,
     /// So long a file that has begun to come may bring no more, however many tries that are: a switch that starts anew takes minutes, and
     /// what is on the disk would be written from its beginning again.
     pub outage: Duration,
@@ -64,7 +64,7 @@ impl Default for Patience {
             stall: Duration::from_secs(30),
             pace: Duration::from_secs(120),
             tries: 10,
-            loyalty: 4,
+            loyalty: Duration::from_secs(60),
             outage: Duration::from_secs(600),
             tries_in_all: 200,
         }
@@ -214,7 +214,7 @@ impl Source<'_> {
                 Err(error) if error.is_transient() => error,
                 // Who is asked because the file's own server stays away may not have it.
                 Err(error @ SourceError::Status { .. })
-                    if self.at > 0 && in_a_row >= self.patience.loyalty =>
+                    if self.at > 0 && came.elapsed() >= self.patience.loyalty =>
                 {
                     error
                 }
@@ -233,7 +233,7 @@ impl Source<'_> {
                 self.shunned.extend(self.connected);
             }
             in_a_row += 1;
-            if is_slow || in_a_row >= self.patience.loyalty {
+            if is_slow || came.elapsed() >= self.patience.loyalty {
                 self.served = None;
             }
             let is_away = self.at == 0 || came.elapsed() >= self.patience.outage;
@@ -295,13 +295,14 @@ impl Source<'_> {
         }
         let mut skip = self.compare(url, &response)?;
         self.served = self.connected;
-        self.encoding = self.encoding.take().or_else(|| encoding(response.headers()));
         // Of which nothing is here yet, another server may call it as it will.
         if self.at == 0 {
+            self.encoding = None;
             self.total = content_length(&response);
             self.validator = validator(response.headers());
             sink.expect(self.total);
         }
+        self.encoding = self.encoding.take().or_else(|| encoding(response.headers()));
         let is_part = response.status() == StatusCode::PARTIAL_CONTENT;
         // With a part, too, a server may tell how long the whole is; elsewhere the range says nothing (RFC 9110, section 14.4).
         let total = match self.total {

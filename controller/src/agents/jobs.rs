@@ -171,16 +171,6 @@ fn action(job: &Job) -> Action {
     }
 }
 
-/// True if the machine has a job of which no end is written.
-pub(super) fn is_pending(server: &Server) -> bool {
-    let ended = |job: &Job| {
-        let last = server.last_job();
-        last.is_some_and(|last| last.done && job.is_called(&last.id))
-    };
-    let job = server.spec.job.as_deref().filter(|job| !job.id.is_empty());
-    job.is_some_and(|job| !ended(job))
-}
-
 /// True if the job `id` is or was this Server's.
 pub(super) fn mentions(server: &Server, id: &str) -> bool {
     let last = server.last_job();

@@ -48,7 +48,10 @@ mod tls_stream;
 use std::{collections::HashMap, convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use kube::Client;
-use muster_proto::kinds::SessionState;
+use muster_proto::{
+    kinds::{self, SessionState},
+    session::Command,
+};
 use tokio::{
     net::TcpListener,
     sync::{
@@ -58,7 +61,12 @@ use tokio::{
     time::Instant,
 };
 
-use self::{edge::Edge, orphans::Orphans, sessions::Sessions, store::Store};
+use self::{
+    edge::Edge,
+    orphans::{Orphan, Orphans},
+    sessions::Sessions,
+    store::Store,
+};
 pub(crate) use self::{http::MAX_STRANGERS, tls::dialled};
 pub use self::{
     keys::Keys,
@@ -326,23 +334,24 @@ async fn reap_elsewhere(edge: Arc<Edge>) {
             () = tokio::time::sleep(untold.min(LOOK_ELSEWHERE)) => {}
             _ = ending.wait_for(|ending| *ending) => return,
         }
-        let is_ours = |server: &str, key: &str| edge.sessions.knows(server, key);
+        let is_ours = |orphan: &Orphan| edge.sessions.knows(&orphan.server, &orphan.key);
+        let is_fine = |server: &kinds::Server, orphan: &Orphan, command: &Command| {
+            let host = || edge.store.world.host_of(server);
+            is_ours(orphan) || jobs::calls_off(server, host().as_deref(), command)
+        };
         // Nobody keeps old copies while the ends are written.
-        let due = orphans.look(&edge.store.servers(), is_ours, untold, Instant::now());
-        for orphan in due {
+        let due = orphans.look(&edge.store.servers(), is_fine, untold, Instant::now());
+        // One may have come here meanwhile.
+        for orphan in due.iter().filter(|orphan| !is_ours(orphan)) {
             let (server, key) = (&orphan.server, &orphan.key);
-            // It may have come here meanwhile.
-            if is_ours(server, key) {
-                continue;
-            }
-            let minutes = untold.as_secs() / 60;
-            tracing::warn!(%server, "another edge has written nothing of the machine's job for {minutes} min and is taken for gone; next: the \
-            machine is shown as disconnected");
             let ended = Box::pin(poll::disconnect(&edge, server, key, Some(&orphan.version))).await;
             if !ended {
                 break;
             }
-            orphans.forget(&orphan);
+            orphans.forget(orphan);
+            let minutes = untold.as_secs() / 60;
+            tracing::warn!(%server, "no edge has written anything of the machine's job for {minutes} min, so the one that it was connected to is \
+            taken for gone; the machine counts as disconnected unless that edge writes otherwise");
         }
     }
 }

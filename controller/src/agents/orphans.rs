@@ -2,13 +2,16 @@
 //!
 //! An edge ends the sessions that fall silent towards it, and once, when it starts, those that it finds ([`super::adopt`]). Where the edge of a
 //! machine that knows no other one never comes back, nobody would do so: its host would wait for a job that no agent is at. What other edges
-//! hear never reaches Kubernetes, but how a job goes does. An agent whose job says nothing new for half an hour has it fail, so a Server that
-//! does not change for longer than that, although its machine has something to do, has lost its edge. If it has not, that edge shows the
-//! session as here again at once.
+//! hear never reaches Kubernetes, but how a job goes does: its end, which comes within half an hour where nothing happens, and at least every
+//! 15 minutes how far it is. So a Server that does not change for longer than both, although its machine is at a job or is to be given one,
+//! has lost its edge. If it has not, that edge shows the session as here again at once.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use muster_proto::kinds::{Server, SessionState};
+use muster_proto::{
+    kinds::{Server, SessionState},
+    session::{Command, PollRequest},
+};
 use tokio::time::Instant;
 
 use super::jobs;
@@ -25,16 +28,17 @@ pub(super) struct Orphan {
 }
 
 impl Orphan {
-    fn of(server: &Server) -> Option<Orphan> {
+    /// With what the machine would be given if it asked.
+    fn of(server: &Server) -> Option<(Orphan, Command)> {
         let session = server.session()?;
-        if session.state != SessionState::Connected || !jobs::is_pending(server) {
-            return None;
-        }
-        Some(Orphan {
+        let is_here = session.state == SessionState::Connected;
+        let command = jobs::command(server, &PollRequest::default()).filter(|_| is_here)?;
+        let orphan = Orphan {
             server: server.metadata.name.clone()?,
             key: session.key.clone(),
             version: server.metadata.resource_version.clone()?,
-        })
+        };
+        Some((orphan, command))
     }
 }
 
@@ -43,19 +47,22 @@ impl Orphan {
 pub(super) struct Orphans(HashMap<Orphan, Instant>);
 
 impl Orphans {
-    /// Looks at all Servers. Returns those that have been as they are for `untold`, but for sessions that `is_ours` knows by Server and key.
-    /// They are returned again until they change or are forgotten.
+    /// Looks at all Servers. Returns those that have been as they are for `untold`, but for those of which `is_fine` says that nobody need
+    /// write anything: their session is here, or they are not to have this command now. They are returned again until they change or are
+    /// forgotten.
     pub(super) fn look(
         &mut self,
         servers: &[Arc<Server>],
-        is_ours: impl Fn(&str, &str) -> bool,
+        is_fine: impl Fn(&Server, &Orphan, &Command) -> bool,
         untold: Duration,
         now: Instant,
     ) -> Vec<Orphan> {
         let before = std::mem::take(&mut self.0);
-        let seen = servers.iter().filter_map(|server| Orphan::of(server));
+        let seen = servers.iter().filter_map(|server| {
+            let (orphan, command) = Orphan::of(server)?;
+            (!is_fine(server, &orphan, &command)).then_some(orphan)
+        });
         self.0 = seen
-            .filter(|orphan| !is_ours(&orphan.server, &orphan.key))
             .map(|orphan| {
                 let since = before.get(&orphan).copied().unwrap_or(now);
                 (orphan, since)
@@ -73,7 +80,7 @@ impl Orphans {
 
 #[cfg(test)]
 mod tests {
-    use muster_proto::kinds::{Job, JobStatus, ServerSpec, ServerStatus, Session};
+    use muster_proto::kinds::{Job, JobAction, JobStatus, ServerSpec, ServerStatus, Session};
 
     use super::*;
 
@@ -113,7 +120,7 @@ mod tests {
 
     /// What is found at `at` of a world with nothing but `server`, where only other edges have a session.
     fn look(orphans: &mut Orphans, server: Server, at: Instant) -> Vec<Orphan> {
-        orphans.look(&[Arc::new(server)], |_, _| false, UNTOLD, at)
+        orphans.look(&[Arc::new(server)], |_, _, _| false, UNTOLD, at)
     }
 
     #[test]
@@ -151,8 +158,12 @@ mod tests {
         session.state = SessionState::Disconnected;
         let mut never = server("1");
         never.status = None;
+        // It is not given that while another machine may be meant.
+        let mut contested = server("1");
+        contested.spec.job.as_mut().unwrap().action = JobAction::Clean;
+        contested.status.as_mut().unwrap().contested = true;
         let begin = Instant::now();
-        for server in [idle, ended, gone, never] {
+        for server in [idle, ended, gone, never, contested] {
             let mut orphans = Orphans::default();
             look(&mut orphans, server.clone(), begin);
             assert_eq!(look(&mut orphans, server, begin + UNTOLD), NOBODY);
@@ -168,9 +179,11 @@ mod tests {
         // Who was here in between had this edge.
         let mut orphans = Orphans::default();
         look(&mut orphans, server("1"), begin);
-        let is_ours = |server: &str, key: &str| (server, key) == ("a", "k");
+        let is_fine = |_: &Server, orphan: &Orphan, command: &Command| {
+            (&*orphan.server, &*orphan.key, &*command.id) == ("a", "k", "op-1")
+        };
         let all = [Arc::new(server("1"))];
-        assert_eq!(orphans.look(&all, is_ours, UNTOLD, begin + UNTOLD), NOBODY);
+        assert_eq!(orphans.look(&all, is_fine, UNTOLD, begin + UNTOLD), NOBODY);
         assert!(orphans.0.is_empty());
         assert_eq!(look(&mut orphans, server("1"), begin + UNTOLD), NOBODY);
     }

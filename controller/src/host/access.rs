@@ -167,7 +167,7 @@ fn marks(draft: &mut Draft<'_>, name: &str) -> bool {
         "waits for the Secret {name} to be marked: {}",
         bounded(&refused.why)
     );
-    draft.wait_for(WaitReason::Inputs, and_next(&message, "the BMC is asked"));
+    draft.wait_for(WaitReason::Refused, and_next(&message, "the BMC is asked"));
     bring_in(draft, name);
     false
 }

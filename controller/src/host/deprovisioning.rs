@@ -298,9 +298,8 @@ fn release(draft: &mut Draft<'_>) {
             "release without cleaning was requested; what the host ran may still be running, unless somebody has powered its machine off"
         }
     };
-    // One that fails would keep from what comes after it.
-    let asks = |effect: &Effect| matches!(effect, Effect::Bmc(BmcCall::Probe(_) | BmcCall::ReadPower));
-    draft.effects.retain(|effect| !asks(effect));
+    // One that fails would keep from what comes after it, above all from taking a job back; the next round asks for all of it again.
+    draft.effects.clear();
     uncleaned(draft, why);
 }
 
@@ -334,10 +333,14 @@ fn end_former(draft: &mut Draft<'_>) -> Former {
     }
 }
 
-/// True if the BMC is asked whether it lets us in, and has not refused to.
+/// True if the BMC has still to say whether it lets us in, or does, and what held a Secret of before is released first.
 fn is_asked(draft: &Draft<'_>) -> bool {
-    let probes = |effect: &Effect| matches!(effect, Effect::Bmc(BmcCall::Probe(_)));
-    draft.status.error_type != Some(ErrorType::Registration) && draft.effects.iter().any(probes)
+    let probed = draft.seen.bmc.probed.as_ref();
+    draft.effects.iter().any(|effect| match effect {
+        Effect::Bmc(BmcCall::Probe(access)) => probed.is_none_or(|probed| probed.access != *access),
+        Effect::ReleaseSecret { .. } => draft.seen.refused.is_none(),
+        _ => false,
+    })
 }
 
 /// True if somebody wants the host let go with its disks as they are.

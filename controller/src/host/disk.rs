@@ -83,7 +83,7 @@ pub(super) fn choose<'a>(hints: Option<&RootDeviceHints>, disks: &'a [Disk]) -> 
         )
     })?;
     // As the agent has it, which would refuse any other.
-    let writable: Vec<&Disk> = meant.into_iter().filter(|disk| is_writable(disk)).collect();
+    let writable = writable(&hints, disks);
     refuse_shared_number(&hints, &writable)?;
     // Of those that the hints do not tell apart, the machine's own come first.
     let first_choice = |disk: &&Disk| (!disk.firmware_raid.is_empty(), Seat::of(disk));
@@ -116,27 +116,38 @@ fn refuse_shared_number(hints: &RootDeviceHints, disks: &[&Disk]) -> Result<(), 
         return Ok(());
     }
     let some: Vec<String> = all.values().take(NAMED).cloned().collect();
+    let next = match disks.iter().any(|disk| world_wide_name(disk).is_some()) {
+        true => "wwnWithExtension or deviceName",
+        false => "deviceName",
+    };
     Err(format!(
-        "{} different disks match the root device hints: {}, such as {}, so no image is written to any; next: add wwnWithExtension or \
-         deviceName to spec.rootDeviceHints",
+        "{} different disks match the root device hints: {}, such as {}, so no image is written to any; next: add {next} to \
+         spec.rootDeviceHints",
         all.len(),
         words(hints),
         some.join(", ")
     ))
 }
 
+/// Those of `disks` that match `hints` and can be written.
+fn writable<'a>(hints: &RootDeviceHints, disks: &'a [Disk]) -> Vec<&'a Disk> {
+    let meant = disks.iter().filter(|disk| matches(hints, disk));
+    meant.filter(|disk| is_writable(disk)).collect()
+}
+
+/// An error where `hints` do not tell one of `disks` from others, as far as more disks would not either.
+pub(super) fn tell_one(hints: &RootDeviceHints, disks: &[Disk]) -> Result<(), String> {
+    let hints = said(hints);
+    refuse_shared_number(&hints, &writable(&hints, disks))
+}
+
 /// Those behind a network that match `hints`, by which an image was written, as other disks do by now: nobody knows which of them it is on,
 /// so none of them is cleaned. Each with why, for people; of the LUNs of an array behind SAS [`left_out`] tells.
 pub(super) fn ambiguous(hints: &RootDeviceHints, disks: &[Disk]) -> Vec<String> {
-    let hints = said(hints);
-    let meant: Vec<&Disk> = disks
-        .iter()
-        .filter(|disk| matches(&hints, disk) && is_writable(disk))
-        .collect();
-    if refuse_shared_number(&hints, &meant).is_ok() {
+    if tell_one(hints, disks).is_ok() {
         return Vec::new();
     }
-    meant
+    writable(&said(hints), disks)
         .into_iter()
         .filter(|disk| matches!(disk.transport, Transport::Iscsi | Transport::Fc))
         .map(|disk| {

@@ -74,15 +74,13 @@ fn decide(draft: &mut Draft<'_>) {
         return;
     }
     if !draft.state.is_young() {
-        // What goes is marked no more: no mark that is refused is to hold it up.
-        if draft.state != State::Deleting && !draft.is_being_deleted() {
-            secrets::hold(draft);
-        }
         let status = &mut draft.status.operational_status;
         if matches!(*status, OperationalStatus::Unset | OperationalStatus::Discovered) {
             *status = OperationalStatus::Ok;
         }
     }
+    // What goes is marked no more, and else marks come last: none that is refused is to hold up anything else.
+    let holds = !draft.state.is_young() && draft.state != State::Deleting && !draft.is_being_deleted();
     match draft.state {
         State::New | State::Unmanaged => registration::begin(draft),
         State::Registering => registration::go_on(draft),
@@ -96,6 +94,9 @@ fn decide(draft: &mut Draft<'_>) {
         State::PoweringOffBeforeDelete => deletion::power_off(draft),
         State::Deleting => deletion::drop_finalizers(draft),
         State::Foreign => {}
+    }
+    if holds {
+        secrets::hold(draft);
     }
     inspection::store_again(draft);
 }

@@ -8,7 +8,7 @@ use muster_proto::kinds::{
 use super::{
     State, WaitReason, access,
     available::{self, image_url},
-    deprovisioning,
+    deprovisioning, disk,
     draft::{Draft, and_next, bounded},
     guard,
     jobs::{self, Job},
@@ -68,6 +68,18 @@ fn unfulfillable(draft: &Draft<'_>) -> Option<String> {
         .map(str::to_owned)
         .or_else(|| preparing::software_raid(spec).err())
         .or_else(|| available::request(spec).err())
+        .or_else(|| shared_number(draft).err())
+}
+
+/// An error where the hints give a number that several of the disks have which its ramdisk saw last. What it did not see it may see the next
+/// time, but these are there.
+fn shared_number(draft: &Draft<'_>) -> Result<(), String> {
+    let status = draft.server().and_then(|server| server.status.as_ref());
+    let inventory = status.and_then(|status| status.inventory.as_ref());
+    match (preparing::effective_hints(draft), inventory) {
+        (Some(hints), Some(inventory)) => disk::tell_one(&hints, &inventory.unpack().disks),
+        _ => Ok(()),
+    }
 }
 
 /// Whether a machine leaves its ramdisk for the system that it has.

@@ -379,7 +379,8 @@ fn off_and_on(draft: &mut Draft<'_>, operation: &str, tried: &Tried, then: &str)
         bmc_overdue(draft, &Reach::Bmc, then);
         return;
     }
-    draft.wait_for(WaitReason::Ramdisk, waits(draft, then));
+    // Between two steps it may have waited for a BMC that was busy, which has its end, too.
+    draft.wait_on(WaitReason::Ramdisk, WaitReason::Bmc, waits(draft, then));
     match starting::go_on(draft, operation, tried) {
         Ok(()) => draft.again(LOOK_AGAIN),
         Err(why) => is_unbooted(draft, &why),

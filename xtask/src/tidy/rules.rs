@@ -16,6 +16,7 @@ pub(crate) const ALL: &[Rule] = &[
     only_sys_names_absolute_paths,
     dependencies_are_sorted,
     dependencies_are_explained,
+    merges_are_finished,
     nothing_is_left_undone,
     no_machine_paths,
     public_pages_exist,
@@ -239,6 +240,16 @@ fn dependencies_are_explained(tree: &Tree) -> Vec<Violation> {
 
 /// The one reason for which a test is left out: then it is part of another.
 const STARTED_BY_ANOTHER: &str = "another test starts it";
+
+/// What a merge leaves in files where two changes meet.
+fn merges_are_finished(tree: &Tree) -> Vec<Violation> {
+    let is_mark = |line: &str| ["<<<<<<< ", ">>>>>>> "].iter().any(|mark| line.starts_with(mark));
+    let marks = tree.files("", "").flat_map(|(path, text)| {
+        let lines = text.lines().enumerate().filter(move |(_, line)| is_mark(line));
+        lines.map(move |(at, _)| found(path, at + 1, "an unfinished merge: choose what stays"))
+    });
+    marks.collect()
+}
 
 fn nothing_is_left_undone(tree: &Tree) -> Vec<Violation> {
     let mut violations = Vec::new();

@@ -255,6 +255,18 @@ fn an_unexplained_dependency_is_caught() {
 }
 
 #[test]
+fn an_unfinished_merge_is_caught() {
+    for mark in ["<<<<<<< ours", ">>>>>>> theirs"] {
+        let text = format!("- one\n{mark}\n- two\n");
+        assert!(caught(&[("CHANGELOG.md", &text)], "an unfinished merge"));
+    }
+    assert!(!caught(
+        &[("a.md", "> <<<<<<< quoted\n=======\n")],
+        "an unfinished merge"
+    ));
+}
+
+#[test]
 fn unfinished_code_is_caught() {
     assert!(caught(&[("a/src/a.rs", "fn f() { todo!() }\n")], "finish it"));
     assert!(caught(&[("a/src/a.rs", "#[ignore]\nfn f() {}\n")], "finish it"));

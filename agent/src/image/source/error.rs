@@ -137,7 +137,9 @@ pub enum SourceError {
         total: u64,
     },
     /// After a break the server has something else.
-    #[error("get {url}: the file changed after {at} bytes; the download must start over")]
+    #[error(
+        "get {url}: after {at} bytes the server has another version of the file (it was replaced, or the server's addresses have different ones); the download must start over"
+    )]
     Changed {
         /// What.
         url: String,

@@ -292,6 +292,7 @@ async fn a_job_that_waits_for_an_edge_that_is_gone_for_good_is_freed_by_another_
     job(&lost, "op-1", "inspect");
     lost.until("its session ends", |lab| state(lab) == SessionState::Disconnected)
         .await;
+    tokio::time::sleep(untold + untold).await;
     let idle = lost.status(&name(2)).session.unwrap();
     assert_eq!(
         idle.state,

@@ -5,7 +5,7 @@ use muster_proto::{
     inventory::{LOADING, Warning},
     kinds::{
         BmcDetails, ErrorType, IN_BAND_ANNOTATION, INSPECT_ANNOTATION, PAUSED_ANNOTATION, REBOOT_ANNOTATION,
-        Session, SessionState,
+        RELEASE_ANNOTATION, Session, SessionState,
     },
 };
 
@@ -19,7 +19,7 @@ use super::{
         rivals,
     },
     life::{powered_on, waiting},
-    release::manageable,
+    release::{manageable, told},
     transitions::at,
     world::{Content, Edge, Fault, IMAGE, MAC, World, power_orders, secret},
 };
@@ -783,6 +783,30 @@ fn credentials_that_were_good_are_tried_again_seldom_and_others_more_seldom() {
     probed(&mut world, FailureClass::Credentials);
     left_alone(&mut world, 9);
     world.until("mended", |world| error(world).0.is_none());
+}
+
+/// The BMC is asked again, whatever it said of other credentials, and what held the former Secret is released first.
+#[test]
+fn what_a_claim_ran_ends_if_its_credentials_were_mended_with_the_release() {
+    let refused: fn(&mut World) = |world| {
+        probed(world, FailureClass::Credentials);
+        let plan = world.plan();
+        world.execute(plan, None, Fault::None);
+        assert_eq!(error(world).0, Some(ErrorType::Registration));
+    };
+    let renamed: fn(&mut World) = |world| {
+        world.host().spec.bmc.as_mut().unwrap().credentials_name = "another".to_owned();
+    };
+    for (which, change) in [refused, renamed].into_iter().enumerate() {
+        let mut world = at(State::Deprovisioning);
+        change(&mut world);
+        world.secrets.bmc = secret("2", "b");
+        world.annotate(RELEASE_ANNOTATION, "");
+        let message = told(&mut world, "NotCleaned");
+        assert!(!message.contains("may still be running"), "{which}: {message}");
+        world.reach(State::Available);
+        assert!(!world.machine.on, "{which}");
+    }
 }
 
 #[test]

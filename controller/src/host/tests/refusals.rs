@@ -6,8 +6,8 @@ use k8s_openapi::{api::core::v1::SecretReference, apimachinery::pkg::apis::meta:
 use muster_proto::kinds::{
     AutomatedCleaningMode, BareMetalHostSpec, ChecksumType, CredentialsStatus, CustomDeploy, ErrorType,
     HostBootMode, IN_BAND_ANNOTATION, INSPECT_ANNOTATION, ImageFormat, OperationalStatus,
-    PROTECTED_ANNOTATION, RELEASE_ANNOTATION, RaidConfig, STATUS_ANNOTATION, Server, SoftwareRaidVolume,
-    Trust,
+    PROTECTED_ANNOTATION, REBOOT_ANNOTATION, RELEASE_ANNOTATION, RaidConfig, RootDeviceHints,
+    STATUS_ANNOTATION, Server, SoftwareRaidVolume, Trust,
 };
 
 use super::{
@@ -19,7 +19,7 @@ use super::{
     life::waiting,
     release::manageable,
     transitions::at,
-    world::{Content, Fault, IMAGE, World, image, secret},
+    world::{Content, Fault, IMAGE, World, disk, image, secret},
 };
 use crate::bmc::{Health, Mode, WantedMode};
 
@@ -595,6 +595,38 @@ fn what_runs_stays_as_long_as_a_secret_of_what_is_to_take_its_place_is_missing_o
     world.reach(State::Deprovisioning);
     world.reach(State::Provisioned);
     assert_eq!(world.machine.disk, Content::Image(another.to_owned()));
+}
+
+#[test]
+fn what_runs_stays_if_several_disks_have_the_number_by_which_that_of_another_image_is_chosen() {
+    let mut world = at(State::Provisioned);
+    world.settle();
+    let wwn = "0x600508b1001c0000".to_owned();
+    world.change_inventory(|inventory| {
+        inventory.disks.push(disk("sdb", 20));
+        for disk in &mut inventory.disks {
+            disk.wwn.clone_from(&wwn);
+            disk.wwn_with_extension = format!("{wwn}{}", disk.name);
+        }
+    });
+    world.host().spec.root_device_hints = Some(Box::new(RootDeviceHints {
+        wwn: Some(wwn),
+        ..RootDeviceHints::default()
+    }));
+    world.set_image(Some("http://images.test/another.raw"));
+    world.settle();
+    let (_, message, _) = error(&world);
+    assert!(
+        message.contains("different disks match the root device hints"),
+        "{message}"
+    );
+    assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()));
+    // A disk that its ramdisk did not see last may be there the next time.
+    world.host().spec.root_device_hints = Some(Box::new(RootDeviceHints {
+        serial_number: Some("a new one".to_owned()),
+        ..RootDeviceHints::default()
+    }));
+    world.reach(State::Deprovisioning);
 }
 
 #[test]
@@ -1484,6 +1516,18 @@ fn a_host_whose_hardware_is_to_be_stored_names_no_other_write_that_is_refused() 
     assert!(names(Some("write HardwareData")));
     assert!(!names(Some("write status of host")));
     assert!(!names(None));
+}
+
+#[test]
+fn a_mark_on_user_data_that_is_refused_holds_up_nothing_else() {
+    let mut world = at(State::Provisioned);
+    world.settle();
+    world.name_user_data();
+    world.secrets.user_data.held = false;
+    world.refuses_marks = true;
+    let boots = world.machine.boots;
+    world.annotate(REBOOT_ANNOTATION, "");
+    world.until("it is rebooted", |world| world.machine.boots > boots);
 }
 
 #[test]

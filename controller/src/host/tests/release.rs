@@ -640,7 +640,7 @@ fn what_is_said_of_disks_that_are_not_wanted_clean_any_more_is_so() {
 }
 
 /// What the Event with this `reason` says that is told next.
-fn told(world: &mut World, reason: &str) -> String {
+pub(super) fn told(world: &mut World, reason: &str) -> String {
     for _ in 0..2000 {
         let events = world.plan().events;
         if let Some(event) = events.into_iter().find(|event| event.reason == reason) {

@@ -96,7 +96,7 @@ fn a_file_whose_server_stays_away_goes_on_at_another_address() {
         ..environment(&tree)
     };
     let fickle = Patience {
-        loyalty: 2,
+        loyalty: Duration::ZERO,
         ..patience()
     };
     let url = first.url.replace("127.0.0.1", "images.example");

@@ -189,7 +189,7 @@ async fn unmarked(lab: &Lab) {
     });
     lab.edit(1, &edit);
     let says = "waits for the Secret bmc-2 to be marked: hold Secret";
-    waits(lab, "Inputs", says).await;
+    waits(lab, "Refused", says).await;
 }
 
 #[tokio::test(start_paused = true)]
