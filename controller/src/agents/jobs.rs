@@ -223,6 +223,14 @@ fn written_end<'a>(server: &'a Server, request: &PollRequest) -> Option<&'a JobS
     (last.id == request.last && last.done).then_some(last)
 }
 
+/// True if the machine of `server` is at what `command` says and goes on to its end whatever becomes of its host. Of a job of two parts, only the
+/// second one: the end of the first is not written before the second may begin.
+pub(super) fn is_begun(server: &Server, command: &Command) -> bool {
+    let is_last = server.last_job().is_some_and(|last| last.id == command.id);
+    let ends = server.spec.job.as_ref().is_none_or(|job| job.then.is_none());
+    is_last && (ends || server.follow_up().is_some())
+}
+
 /// True if `command` was placed for a host that is not to have it now, or that is gone or another one, or whose machine this is not any
 /// more: of that nothing is destroyed. `host` is what is where the host of `server` should be.
 pub(super) fn calls_off(server: &Server, host: Option<&BareMetalHost>, command: &Command) -> bool {

@@ -49,7 +49,7 @@ use std::{collections::HashMap, convert::Infallible, io, net::SocketAddr, sync::
 
 use kube::Client;
 use muster_proto::{
-    kinds::{self, SessionState},
+    kinds::{self, Session, SessionState},
     session::Command,
 };
 use tokio::{
@@ -337,7 +337,9 @@ async fn reap_elsewhere(edge: Arc<Edge>) {
         let is_ours = |orphan: &Orphan| edge.sessions.knows(&orphan.server, &orphan.key);
         let is_fine = |server: &kinds::Server, orphan: &Orphan, command: &Command| {
             let host = || edge.store.world.host_of(server);
-            is_ours(orphan) || jobs::calls_off(server, host().as_deref(), command)
+            let waits =
+                || !jobs::is_begun(server, command) && jobs::calls_off(server, host().as_deref(), command);
+            is_ours(orphan) || waits()
         };
         // Nobody keeps old copies while the ends are written.
         let due = orphans.look(&edge.store.servers(), is_fine, untold, Instant::now());
@@ -349,9 +351,15 @@ async fn reap_elsewhere(edge: Arc<Edge>) {
                 break;
             }
             orphans.forget(orphan);
-            let minutes = untold.as_secs() / 60;
-            tracing::warn!(%server, "no edge has written anything of the machine's job for {minutes} min, so the one that it was connected to is \
-            taken for gone; the machine counts as disconnected unless that edge writes otherwise");
+            let shown = edge.store.server(server);
+            let is_shown =
+                |session: &Session| session.key == *key && session.state == SessionState::Disconnected;
+            // Another edge may have been first, or have written of it meanwhile.
+            if shown.is_some_and(|shown| shown.session().is_some_and(is_shown)) {
+                let minutes = untold.as_secs() / 60;
+                tracing::warn!(%server, "no edge has written anything of the machine's job for {minutes} min, so the one that it was connected to \
+                is taken for gone; the machine is shown as disconnected unless that edge writes otherwise");
+            }
         }
     }
 }

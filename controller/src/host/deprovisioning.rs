@@ -16,7 +16,7 @@ use super::{
     draft::{Draft, HoldOff, clause},
     guard,
     jobs::{self, Job},
-    observed::Power,
+    observed::{Power, SecretState},
     plan::{BmcCall, Effect, Task},
     power, preparing, provisioning, ramdisk,
     reboot::Wish,
@@ -313,7 +313,7 @@ fn end_former(draft: &mut Draft<'_>) -> Former {
     }
     match access::ensure(draft) {
         Reach::Bmc => {}
-        Reach::No if is_asked(draft) => return Former::Ends,
+        Reach::No if is_asked(draft) || is_unread(draft) => return Former::Ends,
         Reach::No | Reach::Silent(_) | Reach::InBand => return Former::MayRun,
     }
     match power::current(draft) {
@@ -341,6 +341,12 @@ fn is_asked(draft: &Draft<'_>) -> bool {
         Effect::ReleaseSecret { .. } => draft.seen.refused.is_none(),
         _ => false,
     })
+}
+
+/// True if the BMC's Secret could not be read so far: in a moment it may be, as where the host is deleted.
+fn is_unread(draft: &Draft<'_>) -> bool {
+    let is_unreadable = matches!(draft.seen.secrets.bmc.state, SecretState::Unreadable(_));
+    is_unreadable && !draft.waited(WaitReason::Inputs, ramdisk::BOOT_DEADLINE)
 }
 
 /// True if somebody wants the host let go with its disks as they are.

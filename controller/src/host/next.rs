@@ -79,7 +79,7 @@ fn decide(draft: &mut Draft<'_>) {
             *status = OperationalStatus::Ok;
         }
     }
-    // What goes is marked no more, and else marks come last: none that is refused is to hold up anything else.
+    // What goes is marked no more, and else marks come last: one that is refused ends the round, and the next one is put off.
     let holds = !draft.state.is_young() && draft.state != State::Deleting && !draft.is_being_deleted();
     match draft.state {
         State::New | State::Unmanaged => registration::begin(draft),
@@ -95,8 +95,8 @@ fn decide(draft: &mut Draft<'_>) {
         State::Deleting => deletion::drop_finalizers(draft),
         State::Foreign => {}
     }
+    inspection::store_again(draft);
     if holds {
         secrets::hold(draft);
     }
-    inspection::store_again(draft);
 }

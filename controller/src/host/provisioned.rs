@@ -77,7 +77,8 @@ fn shared_number(draft: &Draft<'_>) -> Result<(), String> {
     let status = draft.server().and_then(|server| server.status.as_ref());
     let inventory = status.and_then(|status| status.inventory.as_ref());
     match (preparing::effective_hints(draft), inventory) {
-        (Some(hints), Some(inventory)) => disk::tell_one(&hints, &inventory.unpack().disks),
+        (Some(hints), Some(inventory)) => disk::tell_one(&hints, &inventory.unpack().disks)
+            .map_err(|why| format!("of the disks that its ramdisk saw last, {why}")),
         _ => Ok(()),
     }
 }

@@ -14,7 +14,7 @@ use super::{
         BmcCall, Effect, State,
         bmcs::News,
         netboot,
-        observed::{Bmc, Failure, FailureClass, Power, PowerReading, Probed, SecretState, Tried},
+        observed::{Bmc, Failure, FailureClass, Power, PowerReading, Probed, SecretSeen, SecretState, Tried},
         plan::PowerOrder,
         rivals,
     },
@@ -795,6 +795,12 @@ fn what_a_claim_ran_ends_if_its_credentials_were_mended_with_the_release() {
         assert_eq!(error(world).0, Some(ErrorType::Registration));
     };
     let renamed: fn(&mut World) = |world| {
+        let former = SecretSeen {
+            held: true,
+            finalizer: true,
+            ..secret("1", "a")
+        };
+        world.secrets.former = vec![("former".to_owned(), former)];
         world.host().spec.bmc.as_mut().unwrap().credentials_name = "another".to_owned();
     };
     for (which, change) in [refused, renamed].into_iter().enumerate() {

@@ -241,3 +241,25 @@ fn who_leaves_after_a_write_says_farewell_and_the_write_stays_the_last_job() {
         assert!(!says_farewell(&server, &poll("write", Some(Outcome::Done))));
     }
 }
+
+#[test]
+fn what_a_machine_is_at_goes_on_and_what_only_follows_it_may_wait() {
+    let at = |id: &str| {
+        Some(JobStatus {
+            id: id.to_owned(),
+            ..JobStatus::default()
+        })
+    };
+    let cases = [
+        (false, None, false),
+        (false, at("write"), true),
+        (true, None, false),
+        (true, at("clean"), false),
+        (true, at("write"), true),
+    ];
+    for (cleans, last, begun) in cases {
+        let server = with_leave(cleans, "key", last.clone());
+        let command = command(&server, &PollRequest::default()).unwrap();
+        assert_eq!(is_begun(&server, &command), begun, "{cleans}, {last:?}");
+    }
+}
