@@ -17,7 +17,7 @@ use super::{
     door::Entrance,
     engine::{self, Step},
     frames::Frames,
-    leases::Leases,
+    leases::{Leases, Pool},
     metrics::{Asked, BySegment, Dropped, Metrics, NO_ANSWER},
     rogue::{Answer, Watch},
     wire::Request,
@@ -106,6 +106,20 @@ fn unfit(request: &Request, step: &Step) -> Option<String> {
          or 64-bit UEFI boot; otherwise use another machine",
         request.mac
     ))
+}
+
+/// What people are told where `step` leaves a machine without an address on `net`, because none is free. It names no machine: who asks
+/// under ever new MAC addresses is told of once.
+fn exhausted(step: &Step, net: &Net) -> Option<String> {
+    matches!(step, Step::Silence(engine::NO_FREE_ADDRESS)).then(|| {
+        format!(
+            "no address of spec.dhcp.ranges is free ({} in total): each is leased or was found in use; machines without one get none, and \
+             do not boot, until a lease ends; next: enlarge spec.dhcp.ranges or, if many machines stay only for a while, shorten \
+             spec.dhcp.leaseSeconds ({} now)",
+            Pool::of(net).len(),
+            net.handout.lease_seconds
+        )
+    })
 }
 
 /// Takes requests from all doors.
@@ -440,7 +454,8 @@ impl Dispatch {
         });
         self.say(request, step, key);
         let Step::Send(reply, _) = step else {
-            return self.tell_unfit(request, step, active);
+            self.tell_unfit(request, step, active);
+            return self.tell_exhausted(step, active);
         };
         let Some(bytes) = reply.encode(request) else {
             tracing::warn!(segment = key, mac = %request.mac, "the reply does not fit into what the client takes");
@@ -477,6 +492,19 @@ impl Dispatch {
                 warning: true,
                 reason: "NoBootFile",
                 message: message.clone(),
+            });
+        }
+    }
+
+    /// Tells of a Segment that has no address left.
+    fn tell_exhausted(&self, step: &Step, active: &Active) {
+        if let Some(message) = exhausted(step, &active.net) {
+            self.events.record(Event {
+                about: active.reference(),
+                related: None,
+                warning: true,
+                reason: "NoFreeAddress",
+                message,
             });
         }
     }

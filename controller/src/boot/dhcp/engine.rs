@@ -27,6 +27,9 @@ pub const CLIENT_PORT: u16 = 68;
 /// The port of PXE boot servers (PXE 2.1, 2.2.3).
 pub const PXE_PORT: u16 = 4011;
 
+/// Why a machine that asks for an address hears nothing where the pool has none for it.
+pub const NO_FREE_ADDRESS: &str = "every address of the segment's ranges is leased or in use";
+
 /// What is to be done about a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -69,7 +72,7 @@ fn serve(request: &Request, net: &Net, leases: &mut Leases, now: Duration) -> Re
         Kind::Discover => match leases.propose(mac, request.wanted, now) {
             Proposal::Ready(address) => Ok(Grant::Offer(address)),
             Proposal::Probe(address) => Err(Step::Probe(address)),
-            Proposal::Full => Err(Step::Silence("every address of the segment's ranges is leased")),
+            Proposal::Full => Err(Step::Silence(NO_FREE_ADDRESS)),
         },
         Kind::Request => {
             let claim = match (request.server, request.wanted, request.ciaddr) {

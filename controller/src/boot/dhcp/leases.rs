@@ -124,7 +124,7 @@ pub enum Proposal {
     Ready(Ipv4Addr),
     /// Reserved, but ask the network first whether somebody uses it; then [`Leases::probed`], then propose again.
     Probe(Ipv4Addr),
-    /// Every address is leased.
+    /// Every address is leased, or left alone because it is in use.
     Full,
 }
 

@@ -9,7 +9,7 @@ use crate::{
         corpus::{packet, request},
         engine::{CLIENT_PORT, SERVER_PORT},
         fixtures::{a_net, a_segment},
-        leases::Pool,
+        leases::{Claim, Ruling},
     },
     events::Happened,
     fake_api::FakeApi,
@@ -204,6 +204,64 @@ async fn a_machine_that_is_left_to_its_disk_for_anothers_uuid_is_told_of_in_eith
         assert!(event.message.contains("52:54:00:12:34:56"), "{}", event.message);
         assert!(told.try_recv().is_err(), "one packet, one Event");
         assert_eq!(said.count(&["a NIC that nobody has seen"]), 1, "{}", said.text());
+    }
+}
+
+#[tokio::test]
+async fn a_segment_without_a_free_address_is_told_of_once_whoever_asks_and_a_holder_is_answered() {
+    let only = Ipv4Addr::new(10, 77, 0, 150);
+    let machine = |last| Mac([0x52, 0x54, 0, 0, 0, last]);
+    let entrance = Arc::new(entrance().await);
+    for (mode, answers, events) in [
+        (DhcpMode::Server, ["offer", NO_ANSWER, NO_ANSWER], [0, 1, 0]),
+        (DhcpMode::Proxy, [NO_ANSWER; 3], [0; 3]),
+        (DhcpMode::Off, [NO_ANSWER; 3], [0; 3]),
+    ] {
+        let (queue, mut told) = mpsc::channel(8);
+        let dispatch = Arc::new(Dispatch::new(
+            FakeApi::new().world(),
+            Arc::new(Empty),
+            watch::channel(None).1,
+            Events::new(queue),
+            Metrics::register(&mut Registry::default()),
+        ));
+        let served = Actives::from([active("local", |net| {
+            net.mode = mode;
+            net.handout.ranges = vec![(only, only)];
+        })]);
+        let ruling = served["local"]
+            .leases()
+            .rule(machine(0), Claim::Selecting(only), Duration::ZERO);
+        assert_eq!(ruling, Ruling::Yes(only));
+        dispatch.serve(served);
+        let counted = |answer| {
+            let asked = Asked {
+                segment: "local".to_owned(),
+                request: "discover",
+                answer,
+            };
+            dispatch.metrics.requests.get_or_create(&asked).get()
+        };
+        for (last, (answer, events)) in (0..).zip(answers.into_iter().zip(events)) {
+            let mut asked = packet("dhclient-discover");
+            asked[28..34].copy_from_slice(&machine(last).0);
+            let before = counted(answer);
+            dispatch.take(&asked, NOWHERE, &entrance);
+            assert_eq!(counted(answer), before + 1, "{mode:?}, machine {last}: {answer}");
+            let told: Vec<Event> = std::iter::from_fn(|| told.try_recv().ok())
+                .map(|happened| happened.event)
+                .collect();
+            assert_eq!(told.len(), events, "{mode:?}, machine {last}: {told:?}");
+            for event in told {
+                assert_eq!(
+                    (event.reason, event.warning, event.about.name.as_deref()),
+                    ("NoFreeAddress", true, Some("rack"))
+                );
+                for words in ["spec.dhcp.ranges is free (1 in total)", "next: ", "(3600 now)"] {
+                    assert!(event.message.contains(words), "{}", event.message);
+                }
+            }
+        }
     }
 }
 
